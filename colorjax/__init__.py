@@ -1,0 +1,1 @@
+"""Automatic colorization of grayscale images with self-attention, in JAX and Flax."""
