@@ -1,0 +1,423 @@
+"""The two self-attentions: over the whole image (SAGAN) and over each pixel's patch (SAN).
+
+Zhang, Goodfellow, Metaxas, Odena, *Self-Attention Generative Adversarial Networks*, and Zhao, Jia,
+Koltun, *Exploring Self-attention for Image Recognition*: the paper's references [4] and [3].
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+
+from colorjax.aggregation import patch_sum
+
+Norm = Callable[[int], nnx.Module]
+"""Makes a normalisation of so many features; its `__call__(x)` works on the last axis."""
+
+
+def dot_product_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, block_size: int = 128
+) -> jax.Array:
+    """softmax(q kᵀ) v, unscaled as SAGAN has it, never holding more than a block of q kᵀ.
+
+    Args:
+        q: floating [B, N, D].
+        k: floating [B, M, D].
+        v: floating [B, M, E].
+        block_size: how many queries are compared with all keys at a time. Both passes hold
+            float32 [B, block_size, M] blocks, a few at once; any N goes with any block_size.
+
+    Returns:
+        [B, N, E] of v's dtype. Scores and softmax are float32.
+
+    Raises:
+        ValueError: if the shapes do not fit each other, M = 0, or block_size < 1.
+    """
+    if not (
+        q.ndim == k.ndim == v.ndim == 3
+        and q.shape[0] == k.shape[0] == v.shape[0]
+        and q.shape[2] == k.shape[2]
+        and k.shape[1] == v.shape[1] > 0
+    ):
+        raise ValueError(
+            "q, k, v must be [B, N, D], [B, M, D], [B, M, E] with M > 0, "
+            f"got {q.shape}, {k.shape}, {v.shape}"
+        )
+    if block_size < 1:
+        raise ValueError(f"block_size must be positive, got {block_size}")
+    return _attention(min(block_size, max(q.shape[1], 1)), q, k, v)
+
+
+def _to_blocks(x: jax.Array, size: int) -> jax.Array:
+    """[B, N, ...] -> [ceil(N / size), B, size, ...], zeros behind the last row."""
+    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
+    return x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _from_blocks(blocks: jax.Array, length: int) -> jax.Array:
+    """The way back of `_to_blocks`: [T, B, size, ...] -> [B, length, ...]."""
+    x = blocks.swapaxes(0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(size: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return _attention_fwd(size, q, k, v)[0]
+
+
+def _attention_fwd(
+    size: int, q: jax.Array, k: jax.Array, v: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def block(q_block: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scores = _dot("bnd,bmd->bnm", q_block, k)
+        top = scores.max(axis=-1, keepdims=True)
+        exp = jnp.exp(scores - top)
+        total = exp.sum(axis=-1, keepdims=True)
+        out = _dot("bnm,bme->bne", exp.astype(v.dtype), v) / total
+        return out.astype(v.dtype), (top + jnp.log(total))[..., 0]
+
+    out, lse = lax.map(block, _to_blocks(q, size))
+    out = _from_blocks(out, q.shape[1])
+    return out, (q, k, v, out, _from_blocks(lse, q.shape[1]))
+
+
+def _attention_bwd(
+    size: int, residuals: tuple[jax.Array, ...], d_out: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q, k, v, out, lse = residuals
+    # dS = P ∘ (dP − Σ_m P dP), and Σ_m P dP is out · d_out.
+    delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1)
+
+    def block(
+        carry: tuple[jax.Array, jax.Array], rows: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        d_k, d_v = carry
+        q_block, d_block, lse_block, delta_block = rows
+        p = jnp.exp(_dot("bnd,bmd->bnm", q_block, k) - lse_block[..., None])
+        d_p = _dot("bne,bme->bnm", d_block, v)
+        d_s = (p * (d_p - delta_block[..., None])).astype(q.dtype)
+        d_v = d_v + _dot("bnm,bne->bme", p.astype(v.dtype), d_block)
+        d_k = d_k + _dot("bnm,bnd->bmd", d_s, q_block)
+        return (d_k, d_v), _dot("bnm,bmd->bnd", d_s, k)
+
+    # Rows padded behind the last have d_out = 0, delta = 0, hence no share in d_k and d_v.
+    carry = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
+    rows = tuple(_to_blocks(x, size) for x in (q, d_out, lse, delta))
+    (d_k, d_v), d_q = lax.scan(block, carry, rows)
+    d_q = _from_blocks(d_q, q.shape[1])
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
+
+
+_attention.defvjp(_attention_fwd, _attention_bwd)
+
+
+class SpectralLinear(nnx.Module):
+    """A linear map without bias whose kernel is divided by its largest singular value.
+
+    The value is estimated by one power iteration a call, from a vector u that training keeps
+    (brain-research/self-attention-gan ops.py, `spectral_normed_weight`). u is a `BatchStat`, so
+    it travels with the normalisations' statistics; `model.eval()` stops its being stored.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        init = nnx.initializers.glorot_uniform()
+        self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features), jnp.float32))
+        self.u = nnx.BatchStat(jax.random.normal(rngs.params(), (out_features,), jnp.float32))
+        self.dtype = dtype
+        self.use_running_average = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in_features] -> [..., out_features] of the module's dtype."""
+        kernel = self.kernel[...]
+        fixed = lax.stop_gradient(kernel)
+        v = _unit(fixed @ self.u[...])
+        u = _unit(v @ fixed)
+        if not self.use_running_average:
+            self.u[...] = u
+        kernel = kernel / (v @ kernel @ u)
+        return x.astype(self.dtype) @ kernel.astype(self.dtype)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / (jnp.linalg.norm(x) + 1e-12)
+
+
+class SelfAttention(nnx.Module):
+    """Every pixel attends to all: SAGAN's block (brain-research/self-attention-gan non_local.py).
+
+    x + gate · output(softmax(query(x) key(x)ᵀ) value(x)), all four maps 1×1, spectrally
+    normalised and without bias, the scores unscaled.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        pooled: bool = False,
+        gate_init: float = 0.0,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Makes the four maps and the gate.
+
+        Args:
+            features: C, at least 2. Queries and keys have max(1, C // 8) features, values C // 2.
+            pooled: max-pools keys and values 2×2, as SAGAN's code does (its paper does not).
+            gate_init: what the learned gate starts at; 0 starts as the identity.
+            dtype: of the computation; parameters are float32.
+            rngs: the stream `params`.
+
+        Raises:
+            ValueError: if features < 2.
+        """
+        if features < 2:
+            raise ValueError(f"features must be at least 2 to halve them, got {features}")
+        inner = max(1, features // 8)
+        self.query = SpectralLinear(features, inner, dtype=dtype, rngs=rngs)
+        self.key = SpectralLinear(features, inner, dtype=dtype, rngs=rngs)
+        self.value = SpectralLinear(features, features // 2, dtype=dtype, rngs=rngs)
+        self.output = SpectralLinear(features // 2, features, dtype=dtype, rngs=rngs)
+        self.gate = nnx.Param(jnp.asarray(gate_init, jnp.float32))
+        self.pooled = pooled
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C] of the module's dtype.
+
+        Raises:
+            ValueError: if pooled and H or W is odd.
+        """
+        batch, height, width, channels = x.shape
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if self.pooled:
+            if height % 2 or width % 2:
+                raise ValueError(
+                    f"pooled keys need an even height and width, got {height}×{width}: "
+                    "resize, or use pooled=False"
+                )
+            key, value = _pool(key), _pool(value)
+        q, k, v = (y.reshape(batch, -1, y.shape[-1]) for y in (query, key, value))
+        out = dot_product_attention(q, k, v).reshape(batch, height, width, channels // 2)
+        return x.astype(self.dtype) + self.gate[...].astype(self.dtype) * self.output(out)
+
+
+def _pool(x: jax.Array) -> jax.Array:
+    """2×2 max-pooling: [B, H, W, C] -> [B, H / 2, W / 2, C]."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+
+
+class PatchwiseSelfAttention(nnx.Module):
+    """Every pixel's k×k patch, weighted by a function of the whole patch.
+
+    SAN's patchwise attention (Zhao et al. 2020, section 3.2; hszhao/SAN model/san.py, `SAM`):
+    y_i = Σ_j γ([φ(x_i), ψ(x_{i+1}), …, ψ(x_{i+k²})])_j ∘ β(x_{i+j}), without softmax and without
+    position code. `share` value channels use the same weight: channel c takes c mod (out / share).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        kernel_size: int,
+        relation_features: int,
+        out_features: int,
+        share: int = 8,
+        relation_norm: Literal["before", "after"] = "before",
+        norm: Norm,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Makes φ, ψ, β and γ = gamma_in, norm, ReLU, gamma_out.
+
+        Args:
+            features: C of the input.
+            kernel_size: k, odd.
+            relation_features: of φ and ψ (SAN: C / 16).
+            out_features: of β and of the result (SAN: C / 4); a multiple of share.
+            share: how many value channels share a weight.
+            relation_norm: "before" normalises φ and ψ before the patch is gathered, so that γ's
+                first map is a convolution and no patch is ever unfolded; "after" normalises
+                [φ, ψ over the patch], as SAN's code, each offset of the patch on its own.
+            norm: makes a normalisation of so many features.
+            dtype: of the computation; parameters are float32.
+            rngs: the stream `params`.
+
+        Raises:
+            ValueError: if k is even, out_features is not a multiple of share, a size is not
+                positive, or relation_norm is unknown.
+        """
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
+        if relation_features < 1:
+            raise ValueError(f"relation_features must be positive, got {relation_features}")
+        if share < 1 or out_features < 1 or out_features % share:
+            raise ValueError(
+                f"out_features = {out_features} is not a positive multiple of share = {share}: "
+                "change one of them"
+            )
+        if relation_norm not in ("before", "after"):
+            raise ValueError(f'relation_norm must be "before" or "after", got {relation_norm!r}')
+        offsets, groups = kernel_size**2, out_features // share
+        linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        self.phi = linear(features, relation_features)
+        self.psi = linear(features, relation_features)
+        self.beta = linear(features, out_features)
+        if relation_norm == "before":
+            self.phi_norm = norm(relation_features)
+            self.psi_norm = norm(relation_features)
+        else:
+            self.relation_norm = norm(relation_features * (offsets + 1))
+        self.gamma_in = linear(relation_features * (offsets + 1), groups, use_bias=False)
+        self.gamma_norm = norm(groups)
+        self.gamma_out = linear(groups, offsets * groups)
+        self.kernel_size = kernel_size
+        self.normalised_before = relation_norm == "before"
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, out_features] of the module's dtype.
+
+        Raises:
+            ValueError: if H or W is not larger than k // 2, which the reflection needs.
+        """
+        phi, psi = self.phi(x), self.psi(x)
+        if self.normalised_before:
+            hidden = self._joint_linear(nnx.relu(self.phi_norm(phi)), nnx.relu(self.psi_norm(psi)))
+        else:
+            relation = jnp.concatenate([phi, unfold(psi, kernel_size=self.kernel_size)], axis=-1)
+            hidden = self.gamma_in(nnx.relu(self.relation_norm(relation)))
+        hidden = nnx.relu(self.gamma_norm(hidden))
+        weights = self._weights(hidden)
+        return patch_sum(self.beta(x), weights, kernel_size=self.kernel_size)
+
+    def _joint_linear(self, phi: jax.Array, psi: jax.Array) -> jax.Array:
+        """gamma_in on [φ, ψ over the patch], without unfolding: a 1×1 and a k×k convolution."""
+        size, relation = self.kernel_size, phi.shape[-1]
+        kernel = self.gamma_in.kernel[...].astype(self.dtype)
+        near, patch = kernel[:relation], kernel[relation:]
+        padded = _reflect(psi.astype(self.dtype), size)
+        around = lax.conv_general_dilated(
+            padded,
+            patch.reshape(size, size, relation, -1),
+            window_strides=(1, 1),
+            padding="VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return phi.astype(self.dtype) @ near + around
+
+    def _weights(self, hidden: jax.Array) -> jax.Array:
+        """gamma_out, written in `patch_sum`'s order: [B, H, W, G] -> [k², G, B, H, W]."""
+        groups = hidden.shape[-1]
+        kernel = self.gamma_out.kernel[...].astype(self.dtype)
+        weights = jnp.einsum("io,bhwi->obhw", kernel, hidden.astype(self.dtype))
+        assert self.gamma_out.bias is not None
+        weights += self.gamma_out.bias[...].astype(self.dtype)[:, None, None, None]
+        return weights.reshape(-1, groups, *weights.shape[1:])
+
+
+def _reflect(x: jax.Array, kernel_size: int) -> jax.Array:
+    reach = kernel_size // 2
+    if min(x.shape[1:3]) <= reach:
+        raise ValueError(
+            f"reflection by {reach} pixels needs a larger image than {x.shape[1]}×{x.shape[2]}: "
+            f"use a smaller kernel_size than {kernel_size}"
+        )
+    return jnp.pad(x, [(0, 0), (reach, reach), (reach, reach), (0, 0)], mode="reflect")
+
+
+def unfold(x: jax.Array, *, kernel_size: int) -> jax.Array:
+    """The k×k patch around each pixel, padded by reflection.
+
+    Args:
+        x: [B, H, W, C].
+        kernel_size: k, odd.
+
+    Returns:
+        [B, H, W, k² · C], offset by offset (row-major), the channels within.
+    """
+    height, width = x.shape[1:3]
+    padded = _reflect(x, kernel_size)
+    return jnp.concatenate(
+        [
+            padded[:, dy : dy + height, dx : dx + width]
+            for dy in range(kernel_size)
+            for dx in range(kernel_size)
+        ],
+        axis=-1,
+    )
+
+
+class PatchwiseAttentionBlock(nnx.Module):
+    """SAN's bottleneck: x + expand(ReLU(norm(attention(ReLU(norm(x)))))) (model/san.py)."""
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        kernel_size: int,
+        relation_ratio: int = 16,
+        output_ratio: int = 4,
+        share: int = 8,
+        relation_norm: Literal["before", "after"] = "before",
+        norm: Norm,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Makes the attention and its residual frame.
+
+        Args:
+            features: C of input and result; a multiple of relation_ratio, and C / output_ratio
+                a multiple of share.
+            kernel_size, share, relation_norm, norm, dtype, rngs: as `PatchwiseSelfAttention`.
+            relation_ratio: C over the features of φ and ψ.
+            output_ratio: C over the features of β.
+
+        Raises:
+            ValueError: if C does not divide so.
+        """
+        for name, divisor in (
+            ("relation_ratio", relation_ratio),
+            ("output_ratio · share", output_ratio * share),
+        ):
+            if divisor < 1 or features < 1 or features % divisor:
+                raise ValueError(
+                    f"features = {features} is not a positive multiple of {name} = {divisor}: "
+                    "choose another width or a smaller ratio or share"
+                )
+        inner = features // output_ratio
+        self.norm_in = norm(features)
+        self.attention = PatchwiseSelfAttention(
+            features,
+            kernel_size=kernel_size,
+            relation_features=features // relation_ratio,
+            out_features=inner,
+            share=share,
+            relation_norm=relation_norm,
+            norm=norm,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm_out = norm(inner)
+        self.expand = nnx.Linear(inner, features, dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C] of the module's dtype."""
+        out = self.attention(nnx.relu(self.norm_in(x)))
+        return x.astype(self.dtype) + self.expand(nnx.relu(self.norm_out(out)))

@@ -1,0 +1,319 @@
+"""Colour: sRGB and Lab, the 313 colour classes, their soft targets, rarity weights and decoding.
+
+Lab is CIE L*a*b* under D65 for the 2° observer, with scikit-image's constants: L in 0…100, and for
+sRGB colours a in −86.2…98.3 and b in −107.9…94.5. The classes ("bins") are those of Zhang, Isola
+and Efros, *Colorful Image Colorization* (ECCV 2016), which the paper takes over.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+NUM_BINS = 313
+BIN_STEP = 10
+
+_XYZ_FROM_RGB = np.array(
+    [
+        [0.412453, 0.357580, 0.180423],
+        [0.212671, 0.715160, 0.072169],
+        [0.019334, 0.119193, 0.950227],
+    ]
+)
+_RGB_FROM_XYZ = np.linalg.inv(_XYZ_FROM_RGB)
+_WHITE = np.array([0.95047, 1.0, 1.08883])
+
+
+def rgb_to_lab(rgb: ArrayLike) -> jax.Array:
+    """Converts sRGB to Lab.
+
+    Args:
+        rgb: uint8 [..., 3], 0…255, or floating [..., 3], 0…1.
+
+    Returns:
+        float32 [..., 3]: L in 0…100, then a and b.
+
+    Raises:
+        TypeError: `rgb` is neither uint8 nor floating.
+    """
+    return _lab_from_unit_rgb(unit_rgb(rgb), jnp)
+
+
+def lab_to_rgb(lab: ArrayLike) -> jax.Array:
+    """Converts Lab to sRGB; what lies outside the gamut is clipped, channel by channel.
+
+    Args:
+        lab: floating [..., 3]: L in 0…100, then a and b.
+
+    Returns:
+        float32 [..., 3], 0…1.
+    """
+    lab = jnp.asarray(lab, jnp.float32)
+    y = (lab[..., 0] + 16.0) / 116.0
+    x = y + lab[..., 1] / 500.0
+    z = jnp.maximum(y - lab[..., 2] / 200.0, 0.0)
+    f = jnp.stack([x, y, z], axis=-1)
+    xyz = jnp.where(f > 0.2068966, f**3, (f - 16.0 / 116.0) / 7.787) * _WHITE.astype(np.float32)
+    linear = _matmul(_RGB_FROM_XYZ, xyz, jnp)
+    # The maximum keeps the unused branch finite: negative ** 0.4167 is NaN, and so is its gradient.
+    power = 1.055 * jnp.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055
+    return jnp.clip(jnp.where(linear > 0.0031308, power, 12.92 * linear), 0.0, 1.0)
+
+
+def unit_rgb(rgb: ArrayLike) -> jax.Array:
+    """Brings either form of RGB to float32 0…1.
+
+    Args:
+        rgb: uint8 of any shape, 0…255, or floating, 0…1.
+
+    Returns:
+        float32 of the same shape, 0…1.
+
+    Raises:
+        TypeError: `rgb` is neither uint8 nor floating.
+    """
+    rgb = jnp.asarray(rgb)
+    if rgb.dtype == jnp.uint8:
+        return rgb.astype(jnp.float32) / 255.0
+    if jnp.issubdtype(rgb.dtype, jnp.floating):
+        return rgb.astype(jnp.float32)
+    raise TypeError(f"RGB must be uint8 (0…255) or floating (0…1), not {rgb.dtype}")
+
+
+def to_uint8(rgb: ArrayLike) -> jax.Array:
+    """Rounds RGB to 8 bits.
+
+    Args:
+        rgb: floating of any shape, 0…1; values outside are clipped.
+
+    Returns:
+        uint8 of the same shape, 0…255.
+    """
+    return jnp.round(jnp.clip(jnp.asarray(rgb), 0.0, 1.0) * 255.0).astype(jnp.uint8)
+
+
+@functools.cache
+def ab_bins() -> np.ndarray:
+    """The 313 colour classes, computed from first principles.
+
+    A point p of the step-10 ab grid is a class iff the open square p + (−10, 10)² meets the convex
+    hull of the sRGB gamut projected on ab. This equals the array `pts_in_hull` that Zhang et al.
+    publish, order included.
+
+    Returns:
+        int64 [313, 2], read-only: a and b of the bins, a-major, both ascending.
+    """
+    axis = np.linspace(0.0, 1.0, 5)
+    rgb = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3)
+    gamut = _lab_from_unit_rgb(rgb, np)[:, 1:]
+    # The square about p meets the hull iff p lies inside the hull of all the squares' corners, and
+    # p lies inside iff, seen from p, no gap between the corners' directions reaches half a turn.
+    corners = BIN_STEP * np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])
+    points = (gamut[:, None] + corners).reshape(-1, 2)
+    axis = np.arange(-120, 121, BIN_STEP)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    offset = points - grid[:, None]
+    angle = np.sort(np.arctan2(offset[..., 1], offset[..., 0]), axis=1)
+    gap = np.diff(angle, axis=1, append=angle[:, :1] + 2 * np.pi)
+    bins = grid[gap.max(axis=1) < np.pi].astype(np.int64)
+    bins.setflags(write=False)
+    return bins
+
+
+def nearest_bin(ab: ArrayLike) -> jax.Array:
+    """The class of each colour: its nearest bin, the lower index on a tie.
+
+    Args:
+        ab: floating [..., 2]; colours outside of sRGB's −90…100 × −110…100 are clamped to it.
+
+    Returns:
+        int32 [...], 0…312.
+    """
+    return _nearest(ab, 1)[0][..., 0]
+
+
+def soft_targets(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> jax.Array:
+    """Soft-encodes colours over their nearest bins (Zhang et al., section 2.2).
+
+    Args:
+        ab: floating [..., 2]; colours outside of sRGB's −90…100 × −110…100 are clamped to it.
+        neighbors: how many bins share a colour; 1 is the hard one-hot target. Ties go to the lower
+            index, so exactly this many entries are positive.
+        sigma: width of the Gaussian of the distance in ab that divides the colour among them.
+
+    Returns:
+        float32 [..., 313]; each sums to 1.
+    """
+    index, squared_distance = _nearest(ab, neighbors)
+    weight = jax.nn.softmax(-squared_distance / (2 * sigma**2), axis=-1)
+    # A sum of one-hot vectors fuses into the only pass that writes the 313 entries; a scatter is
+    # serial on CPU.
+    target = jnp.zeros((*index.shape[:-1], NUM_BINS), jnp.float32)
+    for k in range(neighbors):
+        hit = index[..., k, None] == jnp.arange(NUM_BINS)
+        target += jnp.where(hit, weight[..., k, None], 0.0)
+    return target
+
+
+def annealed_mean(logits: ArrayLike, *, temperature: float = 0.38) -> jax.Array:
+    """Decodes class scores to colours (Zhang et al., section 2.3).
+
+    Args:
+        logits: floating [..., 313], before the softmax.
+        temperature: 1 takes the mean of the distribution, 0 its mode, between them the mean of the
+            sharpened distribution softmax(logits / temperature).
+
+    Returns:
+        float32 [..., 2], ab.
+
+    Raises:
+        ValueError: `temperature` is negative.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative: {temperature}")
+    logits = jnp.asarray(logits, jnp.float32)
+    bins = ab_bins().astype(np.float32)
+    if temperature == 0:
+        return jnp.asarray(bins)[jnp.argmax(logits, axis=-1)]
+    probability = jax.nn.softmax(logits / temperature, axis=-1)
+    # The default precision of a GPU or TPU would be some 0.1 off in ab.
+    return jnp.matmul(probability, bins, precision=jax.lax.Precision.HIGHEST)
+
+
+def smooth(prior: ArrayLike, *, sigma: float = 5.0) -> np.ndarray:
+    """Smooths the distribution of colours over the bins: p̃ of Zhang et al., section 2.2.
+
+    Each bin divides its own share among all bins by a Gaussian of their distance in ab. The shares
+    of a bin sum to 1, also at the border of the gamut, so no probability is lost there.
+
+    Args:
+        prior: [313], not negative, sums to 1.
+        sigma: width of the Gaussian in ab.
+
+    Returns:
+        float64 [313], positive, sums to 1 as `prior` does.
+    """
+    bins = ab_bins()
+    squared_distance = np.square(bins[:, None] - bins).sum(axis=-1)
+    kernel = np.exp(-squared_distance / (2 * sigma**2))
+    return (kernel / kernel.sum(axis=0)) @ np.asarray(prior, np.float64)
+
+
+def rarity_weights(prior: ArrayLike, *, mix: float = 0.5, sigma: float = 5.0) -> np.ndarray:
+    """The weight v of loss (1) for each class, from the rarity of its colour.
+
+    Zhang et al., section 2.2: w ∝ ((1 − λ) p̃ + λ u)^-1, with p̃ the smoothed prior and u uniform
+    over the bins that occur (p ≠ 0), scaled so that Σ p w = 1. There p is the prior as given, not
+    p̃: it is what training pixels are drawn from, so their weights average 1. A bin that never
+    occurs takes the largest weight of those that do.
+
+    Args:
+        prior: p, [313], not negative, sums to 1.
+        mix: λ, 0…1: 0 weighs by rarity alone, 1 weighs every class alike.
+        sigma: width in ab of the Gaussian that smooths the prior.
+
+    Returns:
+        float32 [313], positive and finite.
+
+    Raises:
+        ValueError: `prior` is not a distribution over the 313 bins.
+    """
+    prior = np.asarray(prior, np.float64)
+    if prior.shape != (NUM_BINS,) or not (prior >= 0).all() or abs(prior.sum() - 1) > 1e-3:
+        raise ValueError(f"the prior must be {NUM_BINS} shares that sum to 1, not {prior!r}")
+    occurs = prior > 0
+    weight = 1 / ((1 - mix) * smooth(prior, sigma=sigma)[occurs] + mix / occurs.sum())
+    weights = np.full(NUM_BINS, weight.max())
+    weights[occurs] = weight
+    return (weights / (prior @ weights)).astype(np.float32)
+
+
+def is_gray(ab: ArrayLike, *, threshold: float = 5.0) -> jax.Array:
+    """Whether a photo has no colour worth learning: no |a| or |b| above the threshold.
+
+    Args:
+        ab: floating [..., H, W, 2].
+        threshold: in units of ab; Zhang et al.'s code takes 5.
+
+    Returns:
+        bool [...].
+    """
+    return jnp.all(jnp.abs(jnp.asarray(ab)) <= threshold, axis=(-3, -2, -1))
+
+
+def downsample(x: ArrayLike, *, factor: int) -> jax.Array:
+    """Averages squares of pixels.
+
+    Args:
+        x: [B, H, W, C].
+        factor: the side of the squares, in pixels.
+
+    Returns:
+        float32 [B, H / factor, W / factor, C].
+
+    Raises:
+        ValueError: `factor` does not divide H and W.
+    """
+    x = jnp.asarray(x, jnp.float32)
+    b, h, w, c = x.shape
+    if h % factor or w % factor:
+        raise ValueError(f"cannot average {factor}×{factor} squares of an array of shape {x.shape}")
+    return x.reshape(b, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
+
+
+def _lab_from_unit_rgb(rgb: Any, xp: Any) -> Any:
+    """rgb_to_lab on 0…1, in numpy (float64) for the bins or in jax.numpy (float32)."""
+    # Both maxima keep the unused branches and their gradients finite.
+    curve = ((xp.maximum(rgb, 0.04045) + 0.055) / 1.055) ** 2.4
+    linear = xp.where(rgb > 0.04045, curve, rgb / 12.92)
+    t = _matmul(_XYZ_FROM_RGB / _WHITE[:, None], linear, xp)
+    f = xp.where(t > 0.008856, xp.cbrt(xp.maximum(t, 0.008856)), 7.787 * t + 16.0 / 116.0)
+    x, y, z = f[..., 0], f[..., 1], f[..., 2]
+    return xp.stack([116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)], axis=-1)
+
+
+def _matmul(matrix: np.ndarray, color: Any, xp: Any) -> Any:
+    """Applies a 3×3 matrix to the last axis, in the precision of `color` on every device."""
+    r, g, b = color[..., 0], color[..., 1], color[..., 2]
+    # Products with Python floats stay out of TF32 and bfloat16, which cost up to 1 in Lab.
+    rows = [r * m[0] + g * m[1] + b * m[2] for m in matrix.tolist()]
+    return xp.stack(rows, axis=-1)
+
+
+def _nearest(ab: ArrayLike, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` nearest bins: int32 index and float32 squared distance, [..., count] each."""
+    bins = ab_bins()
+    low, high = bins.min(axis=0), bins.max(axis=0)
+    ab = jnp.clip(jnp.asarray(ab, jnp.float32), low, high)
+    cell = jnp.round((ab - low) / BIN_STEP).astype(jnp.int32)
+    candidates = jnp.asarray(_candidates(count))[cell[..., 0], cell[..., 1]]
+    difference = ab[..., None, :] - jnp.asarray(bins, jnp.float32)[candidates]
+    squared_distance = jnp.square(difference).sum(axis=-1)
+    negative, which = jax.lax.top_k(-squared_distance, count)
+    return jnp.take_along_axis(candidates, which, axis=-1), -negative
+
+
+@functools.cache
+def _candidates(count: int) -> np.ndarray:
+    """int32 [A, B, n]: for each 10×10 cell of ab, the bins that can be among its nearest `count`.
+
+    Ranking these few instead of all 313 bins makes the targets some ten times faster on CPU. A bin
+    is out when `count` others are nearer to every point of the cell than it is to any.
+    """
+    bins = ab_bins()
+    low, high = bins.min(axis=0), bins.max(axis=0)
+    axes = [np.arange(low[i], high[i] + 1, BIN_STEP) for i in (0, 1)]
+    centers = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    offset = np.abs(centers[..., None, :] - bins)
+    half = BIN_STEP / 2
+    # In squared units, exact in float64 because all of them are whole numbers.
+    nearest = np.square(np.maximum(offset - half, 0)).sum(axis=-1)
+    farthest = np.square(offset + half).sum(axis=-1)
+    bound = np.sort(farthest, axis=-1)[..., count - 1, None]
+    most = (nearest <= bound).sum(axis=-1).max()
+    chosen = np.argsort(nearest, axis=-1, kind="stable")[..., :most]
+    # Ascending, for top_k settles a tie by position.
+    return np.sort(chosen, axis=-1).astype(np.int32)

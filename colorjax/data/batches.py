@@ -1,0 +1,167 @@
+"""What every source of photographs hands out, and how processes share it."""
+
+import dataclasses
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+
+
+class Batch(TypedDict):
+    """One process's share of a batch.
+
+    Attributes:
+        image: uint8 [B, S, S, 3], sRGB, 0…255; zeros where `mask` is 0.
+        label: int32 [B], index into `DatasetInfo.class_names`; 0 where the row is padding.
+        mask: float32 [B], 1 for a photo, 0 for padding or a photo that did not decode.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    mask: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What a model and a log need to know of a data set.
+
+    Attributes:
+        name: the data set's name, such as "food101".
+        class_names: names by label number.
+        sizes: number of photos by split name, the undecodable ones included.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    sizes: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The rows of every global batch that one process reads.
+
+    Raises:
+        ValueError: if the batch does not divide evenly among the processes.
+    """
+
+    batch_size: int
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.process_index < self.process_count:
+            raise ValueError(
+                f"process_index={self.process_index} must lie in 0…{self.process_count - 1} "
+                f"for process_count={self.process_count}"
+            )
+        if self.batch_size < 1 or self.batch_size % self.process_count:
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a positive multiple of the number of "
+                f"processes, {self.process_count}: it is the global batch, of which every "
+                "process reads an equal share"
+            )
+
+    @property
+    def local_size(self) -> int:
+        """Rows of this process."""
+        return self.batch_size // self.process_count
+
+    @property
+    def rows(self) -> slice:
+        """This process's rows of a global batch."""
+        start = self.process_index * self.local_size
+        return slice(start, start + self.local_size)
+
+    def positions(self, step: int) -> np.ndarray:
+        """int64 [local_size]: places in the global stream of this process's rows of a batch."""
+        return step * self.batch_size + np.arange(self.rows.start, self.rows.stop)
+
+    def steps(self, size: int) -> int:
+        """Batches that hold `size` examples, the last one padded; the same for every process."""
+        return -(-size // self.batch_size)
+
+
+class Source(Protocol):
+    """A data set that is open for reading.
+
+    Attributes:
+        info: its name, classes and sizes.
+        undecodable: names of the photos that were met so far and did not decode.
+    """
+
+    info: DatasetInfo
+    undecodable: list[str]
+
+    def train(self, share: Share, *, seed: int, start_step: int) -> Iterator[Batch]: ...
+
+    def evaluate(self, split: str, share: Share) -> Iterator[Batch]: ...
+
+
+class Rows(Protocol):
+    """One split with random access: `read` gives uint8 [n, S, S, 3] and int32 [n]."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class RowSource:
+    """A `Source` over splits with random access."""
+
+    def __init__(self, info: DatasetInfo, rows: dict[str, Rows]):
+        self.info = info
+        self.undecodable: list[str] = []
+        self._rows = rows
+
+    def train(self, share: Share, *, seed: int, start_step: int) -> Iterator[Batch]:
+        rows = self._rows["train"]
+        permutations: dict[int, np.ndarray] = {}
+
+        def read(step: int) -> Batch:
+            epochs, places = np.divmod(share.positions(step), len(rows))
+            indices = np.empty_like(places)
+            for epoch in np.unique(epochs):
+                if epoch not in permutations:
+                    permutations[epoch] = np.random.default_rng([seed, epoch]).permutation(
+                        len(rows)
+                    )
+                here = epochs == epoch
+                indices[here] = permutations[epoch][places[here]]
+            for passed in [epoch for epoch in permutations if epoch < epochs[0]]:
+                del permutations[passed]
+            image, label = rows.read(indices)
+            return Batch(image=image, label=label, mask=np.ones(len(label), np.float32))
+
+        return _prefetch(read, itertools.count(start_step))
+
+    def evaluate(self, split: str, share: Share) -> Iterator[Batch]:
+        rows = self._rows[split]
+
+        def read(step: int) -> Batch:
+            positions = share.positions(step)
+            image, label = rows.read(positions[positions < len(rows)])
+            padding = share.local_size - len(label)
+            return Batch(
+                image=np.pad(image, ((0, padding), (0, 0), (0, 0), (0, 0))),
+                label=np.pad(label, (0, padding)),
+                mask=np.pad(np.ones(len(label), np.float32), (0, padding)),
+            )
+
+        return _prefetch(read, range(share.steps(len(rows))))
+
+
+def _prefetch(read: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
+    """Reads ahead in one thread: the next batch is ready when the device asks for it."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        ahead = deque()
+        for step in steps:
+            ahead.append(thread.submit(read, step))
+            if len(ahead) > 2:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

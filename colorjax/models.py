@@ -1,0 +1,135 @@
+"""The two models of the paper's two stages.
+
+`Classifier` has three of the six networks, `Colorizer` all of them. A network stands under the same name in both, so a
+parameter's path, `low_level/…`, is the same too, and pretraining is carried over by path (checkpointing.graft).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from colorjax import networks
+from colorjax.color import NUM_BINS
+
+SHARED = ("low_level", "global_features", "classification")
+"""The networks that pretraining hands to the joint stage."""
+
+
+class Outputs(NamedTuple):
+    """What a model says of a batch, float32.
+
+    Attributes:
+        class_logits: [B, classes].
+        color: [B, h, w, 313] logits of the ab bins, or [B, h, w, 2] ab (regression); None from the Classifier.
+    """
+
+    class_logits: jax.Array
+    color: jax.Array | None
+
+
+class Classifier(nnx.Module):
+    """Low-level, global and classification network: stage 1."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        *,
+        classes: int,
+        image_size: int,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        config: the `model` section of the configuration.
+        classes: number of class labels.
+        image_size: pixels, of the square photographs that it is trained on; a multiple of 8.
+        rngs: source of the initial parameters.
+        """
+        if image_size % 8 or image_size < 32:
+            raise ValueError(f"data.image_size is {image_size}; it must be a multiple of 8, 32 or more")
+        dtype = compute_dtype(config)
+        norm = networks.norm_factory(config.norm, dtype=dtype, rngs=rngs)
+        common = {"width": config.width, "norm": norm, "dtype": dtype, "rngs": rngs}
+        self.low_level = networks.LowLevelFeatures(
+            patch_kernels=tuple(config.patch_kernels) if config.patch_attention else (),
+            patch_relation_ratio=config.patch_relation_ratio,
+            patch_output_ratio=config.patch_output_ratio,
+            patch_share=config.patch_share,
+            patch_relation_norm=config.patch_relation_norm,
+            **common,
+        )
+        self.global_features = networks.GlobalFeatures(image_size=image_size, **common)
+        self.classification = networks.Classification(classes=classes, **common)
+
+    def __call__(self, l: jax.Array) -> Outputs:
+        """l: float32 [B, image_size, image_size, 1], 0…100."""
+        for_class, _ = self.global_features(self.low_level(_normalized(l)))
+        return Outputs(self.classification(for_class), None)
+
+
+class Colorizer(Classifier):
+    """All six networks: stage 2, and prediction."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        *,
+        classes: int,
+        image_size: int,
+        rngs: nnx.Rngs,
+    ):
+        """As Classifier."""
+        super().__init__(config, classes=classes, image_size=image_size, rngs=rngs)
+        if config.head not in ("bins", "ab"):
+            raise ValueError(f"model.head is {config.head!r}; it must be 'bins' or 'ab'")
+        dtype = compute_dtype(config)
+        norm = networks.norm_factory(config.norm, dtype=dtype, rngs=rngs)
+        common = {"width": config.width, "norm": norm, "dtype": dtype, "rngs": rngs}
+        self.regression = config.head == "ab"
+        self.mid_level = networks.MidLevelFeatures(**common)
+        self.fusion = networks.Fusion(**common) if config.fusion else None
+        self.colorization = networks.Colorization(
+            outputs=2 if self.regression else NUM_BINS,
+            output_stride=config.output_stride,
+            output_attention=config.output_attention,
+            output_gate=config.output_gate,
+            **common,
+        )
+
+    def __call__(self, l: jax.Array, *, global_l: jax.Array | None = None) -> Outputs:
+        """Colour and class of a batch.
+
+        Args:
+            l: float32 [B, H, W, 1], 0…100; H and W multiples of 8.
+            global_l: float32 [B, image_size, image_size, 1]: what the global network sees instead of `l`. Needed where
+                `l` has another size; another photograph's gives its style (Iizuka, section 6.3).
+        """
+        low = self.low_level(_normalized(l))
+        global_low = low if global_l is None else self.low_level(_normalized(global_l))
+        for_class, vector = self.global_features(global_low)
+        local = self.mid_level(low)
+        color = self.colorization(self.fusion(local, vector) if self.fusion else local)
+        # Iizuka's sigmoid output, 0…1, stands for ab of −128…128.
+        color = 256 * (nnx.sigmoid(color) - 0.5) if self.regression else color
+        return Outputs(self.classification(for_class), color)
+
+
+def compute_dtype(config: ml_collections.ConfigDict) -> jnp.dtype:
+    """The dtype that the `model` section asks for: of activations; parameters and losses are float32."""
+    name = config.dtype
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"model.dtype is {config.dtype!r}; it must be float32, bfloat16 or auto")
+    return jnp.dtype(name)
+
+
+def parameter_count(model: nnx.Module) -> int:
+    """Number of trained scalars."""
+    return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def _normalized(l: jax.Array) -> jax.Array:
+    return l / 50 - 1

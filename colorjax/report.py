@@ -1,0 +1,57 @@
+"""What an evaluation shows: pictures side by side, and tables."""
+
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw
+
+from colorjax import color
+
+_GAP = 4  # pixels, white
+_HEADER = 14  # pixels, for the captions
+
+
+def panel(true: np.ndarray, predicted: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A row a photo: gray, each prediction, and the truth; captions above.
+
+    Args:
+        true: uint8 [N, H, W, 3].
+        predicted: caption -> uint8 [N, H, W, 3].
+
+    Returns:
+        uint8 [rows, columns, 3].
+    """
+    columns = {"gray": to_gray(true), **predicted, "true": true}
+    count, height, width = true.shape[:3]
+    canvas = Image.new(
+        "RGB", ((width + _GAP) * len(columns) + _GAP, _HEADER + (height + _GAP) * count), "white"
+    )
+    draw = ImageDraw.Draw(canvas)
+    for i, (caption, photos) in enumerate(columns.items()):
+        left = _GAP + i * (width + _GAP)
+        draw.text((left, 1), caption, fill="black")
+        for j, photo in enumerate(photos):
+            canvas.paste(Image.fromarray(photo), (left, _HEADER + j * (height + _GAP)))
+    return np.asarray(canvas)
+
+
+def to_gray(rgb: np.ndarray) -> np.ndarray:
+    """What the network is given: the photo's L alone, uint8 [..., 3] -> uint8 [..., 3]."""
+    l = color.rgb_to_lab(jnp.asarray(rgb))[..., :1]
+    gray = color.lab_to_rgb(jnp.concatenate([l, jnp.zeros((*l.shape[:-1], 2))], axis=-1))
+    return np.asarray(color.to_uint8(gray))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; numbers with four significant digits, right-aligned."""
+    cells = [[f"{x:.4g}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    lines = [
+        "| " + " | ".join(h.ljust(w) for h, w in zip(header, widths, strict=True)) + " |",
+        "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|",
+    ]
+    for row in cells:
+        padded = [x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("| " + " | ".join(padded) + " |")
+    return "\n".join(lines)

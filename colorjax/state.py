@@ -1,0 +1,152 @@
+"""What is trained and where it lies: the mesh, the functional form of a model, the optimizer, the train state."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx, struct
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Tree = dict[str, Any]
+"""Nested dicts of arrays, keyed by the names of networks and layers."""
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step changes, hence all that a checkpoint holds.
+
+    Attributes:
+        step: int32 scalar, the number of steps done.
+        params: trained parameters, float32.
+        stats: running statistics: of BatchNorm, and the vectors of spectral normalisation.
+        opt_state: the optimizer's.
+    """
+
+    step: jax.Array
+    params: Tree
+    stats: Tree
+    opt_state: Any
+
+
+@dataclass(frozen=True)
+class Program:
+    """An NNX model as a pure function of its parameters and statistics, traced once and never mutated."""
+
+    graphdef: Any
+
+    @classmethod
+    def split(cls, model: nnx.Module) -> tuple["Program", Tree, Tree]:
+        """The function, the parameters and the statistics of a model."""
+        graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        return cls(graphdef), _named(nnx.to_pure_dict(params)), _named(nnx.to_pure_dict(stats))
+
+    def __call__(
+        self, params: Tree, stats: Tree, *args: Any, train: bool, **kwargs: Any
+    ) -> tuple[Any, Tree]:
+        """The model's outputs, and the statistics after the call: changed if `train`."""
+        model = nnx.merge(self.graphdef, _numbered(params), _numbered(stats))
+        if train:
+            model.train()
+        else:
+            model.eval()
+        outputs = model(*args, **kwargs)
+        return outputs, _named(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+
+def make_mesh() -> Mesh:
+    """All devices of all hosts in one axis, `data`."""
+    devices = jax.devices()
+    # jax.make_mesh defaults to Explicit axes, which refuse what BatchNorm does to a sharded batch.
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device: the state."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_batch(mesh: Mesh) -> NamedSharding:
+    """Split along the first axis: a batch. Statistics over a batch are then global by construction."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def to_devices(batch: Any, mesh: Mesh) -> Any:
+    """This host's share of a batch (a tree of numpy arrays) as global arrays, split over all devices."""
+    sharding = by_batch(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """The optimizer of a stage.
+
+    Args:
+        config: the `pretrain` or `joint` section of the configuration.
+
+    Raises:
+        ValueError: for an unknown name, or a warm-up longer than the stage.
+    """
+    if not 0 <= config.warmup_steps < max(config.steps, 1):
+        raise ValueError(f"warmup_steps is {config.warmup_steps}, of {config.steps} steps in all")
+    after = config.steps - config.warmup_steps
+    schedules: dict[str, Callable[[], optax.Schedule]] = {
+        "constant": lambda: optax.constant_schedule(config.learning_rate),
+        "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, after),
+    }
+    optimizers: dict[str, Callable[[Any], optax.GradientTransformation]] = {
+        "adam": optax.adam,
+        # Only kernels decay: a normalisation's scale and bias, and the attention's gate, do not.
+        "adamw": lambda rate: optax.adamw(
+            rate,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        ),
+        "adadelta": optax.adadelta,
+    }
+    for field, known in (("schedule", schedules), ("optimizer", optimizers)):
+        if config[field] not in known:
+            raise ValueError(f"{field} is {config[field]!r}; it must be one of {', '.join(known)}")
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),
+            schedules[config.schedule](),
+        ],
+        [config.warmup_steps],
+    )
+    optimizer = optimizers[config.optimizer](schedule)
+    if config.clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    return optimizer
+
+
+def init_state(
+    params: Tree, stats: Tree, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The state before the first step, whole on every device. The optimizer starts from `params` as they are given."""
+    # A jitted copy, so that every buffer is the state's own and may be donated.
+    make = jax.jit(
+        lambda params, stats: TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            stats=stats,
+            opt_state=optimizer.init(params),
+        ),
+        out_shardings=replicated(mesh),
+    )
+    return make(jax.tree.map(np.asarray, params), jax.tree.map(np.asarray, stats))
+
+
+def _named(tree: dict) -> Tree:
+    # NNX numbers a list's modules with integers, which Orbax would read back as strings.
+    return {str(k): _named(v) if isinstance(v, dict) else v for k, v in tree.items()}
+
+
+def _numbered(tree: Tree) -> dict:
+    return {
+        int(k) if k.isdigit() else k: _numbered(v) if isinstance(v, dict) else v
+        for k, v in tree.items()
+    }

@@ -1,0 +1,186 @@
+"""The jitted steps: one of training, one of evaluation, for either stage's model."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from colorjax import color, losses, metrics, state
+from colorjax.augment import augment, center_crop
+from colorjax.data import Batch
+from colorjax.models import Outputs
+from colorjax.state import Program, TrainState, Tree
+
+
+class Reference(NamedTuple):
+    """What the colour term takes from the training split.
+
+    Attributes:
+        prior: float32 [313], the mean soft target.
+        weights: float32 [313], the rarity weights.
+    """
+
+    prior: jax.Array
+    weights: jax.Array
+
+
+def make_train_step(
+    program: Program,
+    optimizer: optax.GradientTransformation,
+    config: ml_collections.ConfigDict,
+    stage: str,
+    *,
+    reference: Reference | None,
+    mesh: Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, losses.Metrics]]:
+    """The jitted step: (state, batch of uint8 photos) -> (new state, metrics of the state before the update).
+
+    Gradient accumulation splits the batch into `accumulate` microbatches, of which BatchNorm sees one at a time; the
+    augmentation and the loss are those of the whole batch.
+    """
+    accumulate, batch_size = config[stage].accumulate, config[stage].batch_size
+    devices = mesh.devices.size
+    if accumulate < 1 or batch_size % (accumulate * devices):
+        raise ValueError(
+            f"{stage}.batch_size is {batch_size}, which {devices} device(s) × {stage}.accumulate = "
+            f"{accumulate} do not divide"
+        )
+
+    def loss_fn(params: Tree, stats: Tree, micro: dict) -> tuple[jax.Array, tuple[Tree, Any]]:
+        lab = color.rgb_to_lab(micro["rgb"])
+        outputs, stats = program(params, stats, lab[..., :1], train=True)
+        loss, logged = _loss(outputs, lab, micro, config, reference)
+        return loss, (stats, logged)
+
+    gradient = jax.grad(loss_fn, has_aux=True)
+
+    def step(before: TrainState, batch: Batch) -> tuple[TrainState, losses.Metrics]:
+        # Random numbers are a function of (seed, step), so that a resumed run draws the same ones.
+        key = jax.random.fold_in(jax.random.key(config.seed), before.step)
+        rgb, inside = augment(
+            jnp.asarray(batch["image"]), key, size=config.data.image_size, **config.augment
+        )
+        whole = {"rgb": rgb, "inside": inside, "label": batch["label"], "mask": batch["mask"]}
+        if accumulate == 1:
+            grads, (stats, logged) = gradient(before.params, before.stats, whole)
+        else:
+            # Every accumulate-th photo, so that a microbatch is as evenly spread over the devices as the batch.
+            micros = jax.tree.map(
+                lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), whole
+            )
+
+            def add(carry: tuple[Tree, Tree], micro: dict) -> tuple[tuple[Tree, Tree], Any]:
+                total, stats = carry
+                grads, (stats, logged) = gradient(before.params, stats, micro)
+                return (jax.tree.map(jnp.add, total, grads), stats), logged
+
+            zeros = jax.tree.map(jnp.zeros_like, before.params)
+            (grads, stats), logged = jax.lax.scan(add, (zeros, before.stats), micros)
+            grads = jax.tree.map(lambda g: g / accumulate, grads)
+            logged = jax.tree.map(lambda x: x.sum(axis=0), logged)
+        updates, opt_state = optimizer.update(grads, before.opt_state, before.params)
+        after = TrainState(
+            step=before.step + 1,
+            params=optax.apply_updates(before.params, updates),
+            stats=stats,
+            opt_state=opt_state,
+        )
+        norm = optax.global_norm(grads)
+        return after, logged | {"gradient_norm": (norm, jnp.ones_like(norm))}
+
+    whole, split = state.replicated(mesh), state.by_batch(mesh)
+    return jax.jit(step, in_shardings=(whole, split), out_shardings=whole, donate_argnums=0)
+
+
+def make_eval_step(
+    program: Program,
+    config: ml_collections.ConfigDict,
+    *,
+    reference: Reference | None,
+    mesh: Mesh,
+) -> Callable[[Tree, Tree, Batch], tuple[losses.Metrics, jax.Array | None]]:
+    """The jitted evaluation of a batch of uint8 photos, centre-cropped: (params, stats, batch) -> (metrics, photos).
+
+    The training metrics; and of a Colorizer also `psnr` (dB), `colorfulness` and the photos' own `true_colorfulness`, and
+    the coloured photos, uint8 [B, image_size, image_size, 3].
+    """
+
+    def step(params: Tree, stats: Tree, batch: Batch) -> tuple[losses.Metrics, jax.Array | None]:
+        rgb, lab, micro = _evaluated(batch, config)
+        outputs, _ = program(params, stats, lab[..., :1], train=False)
+        _, logged = _loss(outputs, lab, micro, config, reference)
+        if outputs.color is None:
+            return logged, None
+        mask = batch["mask"]
+        predicted = colorized(outputs, lab[..., :1], temperature=config.decode.temperature)
+        for name, value in {
+            "psnr": metrics.psnr(predicted, rgb),
+            "colorfulness": metrics.colorfulness(predicted),
+            "true_colorfulness": metrics.colorfulness(rgb),
+        }.items():
+            logged[name] = (jnp.sum(mask * value), jnp.sum(mask))
+        return logged, color.to_uint8(predicted)
+
+    whole, split = state.replicated(mesh), state.by_batch(mesh)
+    return jax.jit(step, in_shardings=(whole, whole, split), out_shardings=(whole, split))
+
+
+def colorized(outputs: Outputs, l: jax.Array, *, temperature: float) -> jax.Array:
+    """The colour photo of a Colorizer's outputs: float32 [B, H, W, 3], 0…1, with the given L kept.
+
+    Args:
+        outputs: of the Colorizer; its colour is decoded by the annealed mean, or taken as it is (regression).
+        l: float32 [B, H, W, 1], 0…100.
+        temperature: of the annealed mean.
+    """
+    assert outputs.color is not None
+    ab = outputs.color
+    if ab.shape[-1] != 2:
+        ab = color.annealed_mean(ab, temperature=temperature)
+    ab = jax.image.resize(ab, (*l.shape[:3], 2), "bilinear")
+    return color.lab_to_rgb(jnp.concatenate([l, ab], axis=-1))
+
+
+def _loss(
+    outputs: Outputs,
+    lab: jax.Array,
+    micro: dict,
+    config: ml_collections.ConfigDict,
+    reference: Reference | None,
+) -> tuple[jax.Array, losses.Metrics]:
+    targets = None
+    if outputs.color is not None:
+        assert reference is not None
+        targets = losses.color_targets(
+            lab[..., 1:],
+            inside=micro["inside"],
+            mask=micro["mask"],
+            factor=config.model.output_stride,
+            rarity_weights=reference.weights,
+            neighbors=config.loss.neighbors,
+            sigma=config.loss.sigma,
+        )
+    return losses.total_loss(
+        outputs,
+        labels=micro["label"],
+        mask=micro["mask"],
+        targets=targets,
+        prior=None if config.model.head == "ab" or reference is None else reference.prior,
+        config=config.loss,
+    )
+
+
+def _evaluated(
+    batch: Batch, config: ml_collections.ConfigDict
+) -> tuple[jax.Array, jax.Array, dict]:
+    rgb = center_crop(jnp.asarray(batch["image"]), config.data.image_size).astype(jnp.float32) / 255
+    micro = {
+        "inside": jnp.ones(rgb.shape[:3], jnp.float32),
+        "label": batch["label"],
+        "mask": batch["mask"],
+    }
+    return rgb, color.rgb_to_lab(rgb), micro

@@ -1,0 +1,338 @@
+"""Training: the start-up order and the one loop that both stages share."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from PIL import Image
+
+from colorjax import checkpointing, color, data, losses, report, state, steps
+from colorjax.augment import center_crop
+from colorjax.models import SHARED, Classifier, Colorizer
+from colorjax.prior import Prior, count
+from colorjax.progress import Progress
+from colorjax.state import Program, Tree
+
+STAGES = ("pretrain", "joint")
+_PANEL_PHOTOS = 8
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
+    """Trains the configured stages in order, each from where it stopped.
+
+    Writes config.json, and for each stage `<stage>/checkpoints`, `<stage>/metrics.jsonl`, TensorBoard's files and, in the joint
+    stage, `<stage>/panels`.
+
+    Args:
+        config: see configs/paper.py.
+        workdir: one directory a run; on several hosts one that all of them see.
+
+    Raises:
+        ValueError: for a configuration that does not hold together, or another one than the workdir's.
+        FloatingPointError: if the loss stops being finite; the checkpoints stay as they were.
+        SystemExit: 143, after saving, on SIGTERM.
+    """
+    workdir = Path(workdir).absolute()
+    if config.stage not in ("both", *STAGES):
+        raise ValueError(f"stage is {config.stage!r}; it must be both, pretrain or joint")
+    claim(config, workdir)
+    mesh = state.make_mesh()
+    with _termination() as terminated:
+        for stage in STAGES:
+            if config.stage in ("both", stage) and config[stage].steps > 0:
+                _train_stage(config, stage, workdir, mesh, terminated)
+
+
+def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Writes the configuration into the workdir, or compares it with the one that is there.
+
+    Raises:
+        ValueError: if they differ in anything but `stage`: lists the differences.
+    """
+    path = workdir / "config.json"
+    mine = json.loads(config.to_json())
+    if path.exists():
+        there, now = _flat(json.loads(path.read_text())), _flat(mine)
+        differing = [
+            f"  {key}: {there.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
+            for key in sorted(there.keys() | now.keys())
+            if key != "stage" and there.get(key) != now.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"{workdir} belongs to a run with another configuration:\n"
+                + "\n".join(differing)
+                + "\nTake another --workdir, or the configuration that is there."
+            )
+    elif jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(mine, indent=2) + "\n")
+        os.replace(temporary, path)
+    _barrier("claim")
+
+
+def build(
+    config: ml_collections.ConfigDict, stage: str, *, classes: int
+) -> tuple[Program, Tree, Tree]:
+    """A stage's model as a function, and its initial parameters and statistics, which depend on the seed alone."""
+    model = Classifier if stage == "pretrain" else Colorizer
+
+    def init(key: jax.Array) -> nnx.Module:
+        return model(
+            config.model,
+            classes=classes,
+            image_size=config.data.image_size,
+            rngs=nnx.Rngs(key),
+        )
+
+    # The key is an argument, since of a constant XLA would compute every random number while it compiles.
+    key = jax.random.key(config.seed)
+    program = Program.split(nnx.eval_shape(init, key))[0]
+    # A program that runs once: LLVM's optimisation takes longer than it saves.
+    initialize = jax.jit(
+        lambda key: Program.split(init(key))[1:],
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    params, stats = initialize(key)
+    return program, params, stats
+
+
+def load_reference(config: ml_collections.ConfigDict, workdir: Path) -> steps.Reference:
+    """The prior and the rarity weights: from `data.prior`, else from the workdir, where they are counted once."""
+    path = Path(config.data.prior or workdir / "prior.npz")
+    if not config.data.prior and not path.exists():
+        if jax.process_index() == 0:
+            logging.info("counting the colours of the training split, once, into %s", path)
+            batches = data.eval_batches(config.data, "train", batch_size=64)
+            crops = (
+                {**b, "image": center_crop(b["image"], config.data.image_size)} for b in batches
+            )
+            count(crops, source=f"{config.data.source}:train").save(path)
+        _barrier("prior")
+    prior = Prior.load(path).p
+    weights = color.rarity_weights(prior, mix=config.loss.rarity, sigma=config.loss.sigma)
+    return steps.Reference(jnp.asarray(prior, jnp.float32), jnp.asarray(weights, jnp.float32))
+
+
+def _train_stage(
+    config: ml_collections.ConfigDict,
+    stage: str,
+    workdir: Path,
+    mesh: Mesh,
+    terminated: Callable[[int], bool],
+) -> None:
+    own, directory = config[stage], workdir / stage
+    info = data.dataset_info(config.data)
+    reference = load_reference(config, workdir) if stage == "joint" else None
+    optimizer = state.make_optimizer(own)
+    program, params, stats = build(config, stage, classes=len(info.class_names))
+    train_step = steps.make_train_step(
+        program, optimizer, config, stage, reference=reference, mesh=mesh
+    )
+    eval_step = steps.make_eval_step(program, config, reference=reference, mesh=mesh)
+
+    checkpoints = checkpointing.Checkpoints(directory / "checkpoints")
+    start = checkpoints.latest_step() or 0
+    if not start and stage == "joint":
+        params, stats = _grafted(config, workdir, params, stats)
+    current = state.init_state(params, stats, optimizer, mesh)
+    del params, stats
+    if start:
+        current = checkpoints.restore(current)
+    logging.info(
+        "%s: %.1f M parameters, step %d of %d, batches of %d from %s (%d photos), on %d × %s",
+        stage,
+        sum(p.size for p in jax.tree.leaves(current.params)) / 1e6,
+        start,
+        own.steps,
+        own.batch_size,
+        info.name,
+        info.sizes["train"],
+        mesh.devices.size,
+        mesh.devices.flat[0].device_kind,
+    )
+    progress = Progress(directory, start=start, steps=own.steps, batch_size=own.batch_size)
+    batches = data.train_batches(
+        config.data,
+        batch_size=own.batch_size,
+        seed=config.seed,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    since_record: losses.Metrics | None = None
+
+    def settle(step: int, logged: losses.Metrics) -> None:
+        # Waits for this step alone: the devices are busy with the next one already.
+        nonlocal since_record
+        read = jax.device_get(logged)
+        if not np.isfinite(read["loss"][0]):
+            raise FloatingPointError(
+                f"{stage}: the loss of step {step} is {read['loss'][0]}; lower {stage}.learning_rate "
+                f"or set {stage}.clip_norm. The newest checkpoint is from before."
+            )
+        since_record = _added(since_record, read)
+        if step % own.log_every == 0 or step == own.steps:
+            progress.train(step, _means(since_record))
+            since_record = None
+
+    unread: tuple[int, losses.Metrics] | None = None
+    for step in range(start + 1, own.steps + 1):
+        batch = state.to_devices(next(batches), mesh)
+        current, logged = train_step(current, batch)
+        if unread:
+            settle(*unread)
+        unread = (step, logged)
+        if step == start + 1:
+            jax.block_until_ready(logged)
+            progress.restart_clock(step)  # the first step's time is the compiler's
+        last, stop = step == own.steps, terminated(step)
+        evaluation_due = last or step % own.eval_every == 0
+        saving_due = last or stop or step % own.save_every == 0
+        if evaluation_due or saving_due:
+            settle(*unread)
+            unread = None
+            if saving_due:
+                checkpoints.save(current)
+            if evaluation_due and not stop:
+                _validate(config, stage, eval_step, current, mesh, progress, step, directory)
+            progress.restart_clock(step)
+        if stop:
+            checkpoints.close()
+            progress.close()
+            logging.info("%s: saved at step %d and stopping, as SIGTERM asks", stage, step)
+            raise SystemExit(143)
+    checkpoints.close()
+    progress.close()
+
+
+def _validate(
+    config: ml_collections.ConfigDict,
+    stage: str,
+    eval_step: Callable,
+    current: state.TrainState,
+    mesh: Mesh,
+    progress: Progress,
+    step: int,
+    directory: Path,
+) -> None:
+    own = config[stage]
+    total: losses.Metrics | None = None
+    seen = 0
+    for batch in data.eval_batches(
+        config.data,
+        "validation",
+        batch_size=own.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    ):
+        logged, colored = eval_step(current.params, current.stats, state.to_devices(batch, mesh))
+        if total is None and colored is not None:
+            _save_panel(config, batch, colored, progress, step, directory)
+        total = _added(total, jax.device_get(logged))
+        seen += own.batch_size
+        if 0 < own.eval_photos <= seen:
+            break
+    if total is None:
+        raise ValueError("the validation split is empty; lower data.train_fraction")
+    progress.validation(step, _means(total))
+
+
+def _save_panel(
+    config: ml_collections.ConfigDict,
+    batch: data.Batch,
+    colored: jax.Array,
+    progress: Progress,
+    step: int,
+    directory: Path,
+) -> None:
+    if jax.process_index() != 0:
+        return
+    shards = sorted(colored.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    predicted = np.concatenate([np.asarray(shard.data) for shard in shards])[:_PANEL_PHOTOS]
+    true = np.asarray(center_crop(jnp.asarray(batch["image"]), config.data.image_size))
+    picture = report.panel(true[:_PANEL_PHOTOS], {"predicted": predicted})
+    path = directory / "panels" / f"{step:08d}.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(picture).save(path)
+    progress.picture(step, "gray | predicted | true", picture)
+
+
+def _grafted(
+    config: ml_collections.ConfigDict, workdir: Path, params: Tree, stats: Tree
+) -> tuple[Tree, Tree]:
+    source = Path(config.joint.init_from or workdir) / "pretrain" / "checkpoints"
+    if not config.joint.init_from and config.pretrain.steps == 0:
+        return params, stats
+    try:
+        step, pretrained_params, pretrained_stats = checkpointing.load(source)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"the joint stage starts from a pretrained classifier, but there is {error}; train with "
+            "stage=pretrain first, set joint.init_from to a pretrained workdir, or set "
+            "pretrain.steps=0 to start from scratch"
+        ) from error
+    if not config.joint.init_from and step < config.pretrain.steps:
+        raise ValueError(
+            f"the pretraining in {workdir} stands at step {step} of {config.pretrain.steps}; finish it "
+            "with stage=pretrain, or set joint.init_from to take it as it is"
+        )
+    logging.info("joint: %s from %s, step %d", ", ".join(SHARED), source, step)
+    return (
+        checkpointing.graft(params, pretrained_params, networks=SHARED, what="parameters"),
+        checkpointing.graft(stats, pretrained_stats, networks=SHARED, what="statistics"),
+    )
+
+
+@contextmanager
+def _termination() -> Iterator[Callable[[int], bool]]:
+    """Whether SIGTERM has come, which all hosts learn of at the same step."""
+    if jax.process_count() > 1:
+        # The coordination service of jax.distributed catches the signal, on whichever host.
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    came = False
+
+    def note(signum: int, frame: object) -> None:
+        nonlocal came
+        came = True
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda step: came
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _added(total: losses.Metrics | None, more: losses.Metrics) -> losses.Metrics:
+    return more if total is None else jax.tree.map(np.add, total, more)
+
+
+def _means(total: losses.Metrics) -> dict[str, float]:
+    return {name: float(s / max(n, 1e-12)) for name, (s, n) in total.items()}
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

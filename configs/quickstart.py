@@ -1,0 +1,29 @@
+"""Both stages on the offline sample, in minutes on two CPU cores: that everything runs, not that it colours well.
+
+The photographs are the few that scikit-image ships, the width is a quarter, and the steps are some hundred. It starts from
+configs/paper.py, so what is not set here is the paper's.
+"""
+
+import ml_collections
+
+from configs import paper
+
+
+def get_config(row: str = "full") -> ml_collections.ConfigDict:
+    """The configuration, with the overrides of one ablation row applied."""
+    c = paper.get_config(row).unlock()
+    c.data.source = "sample"
+    c.data.resolution = 80
+    c.data.image_size = 64
+    c.model.width = 0.25
+    for stage, steps in (("pretrain", 200), ("joint", 400)):
+        s = c[stage]
+        # A row without pretraining stays without it.
+        s.steps = steps if s.steps else 0
+        s.batch_size = 16
+        s.learning_rate = 1e-3
+        s.schedule = "cosine"
+        s.log_every = 20
+        s.eval_every = 100
+        s.save_every = 100
+    return c.lock()
