@@ -1,11 +1,14 @@
-"""Trains colorjax: `python train.py` for the quickstart, `python train.py --config=configs/paper.py --workdir=…` for the paper.
+"""Trains colorjax: `python train.py` for the quickstart, `python train.py --config=configs/paper.py --workdir=…` for
+the paper.
 
 Every field of the configuration can be set: `--config.joint.steps=100`, `--config.data.dir=…`. One ablation row:
 `--config=configs/paper.py:no_fusion`. The same command again resumes; SIGTERM saves and stops.
 """
 
+import logging
+
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -30,7 +33,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every setting is a --flag")
-    logging.set_verbosity(logging.INFO)
+    logging.getLogger("colorjax").setLevel(logging.INFO)
     if _DISTRIBUTED.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     # After the flags are read, so that --help is quick.

@@ -20,9 +20,7 @@ Norm = Callable[[int], nnx.Module]
 """Makes a normalisation of so many features; its `__call__(x)` works on the last axis."""
 
 
-def dot_product_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, block_size: int = 128
-) -> jax.Array:
+def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, block_size: int = 128) -> jax.Array:
     """softmax(q kᵀ) v, unscaled as SAGAN has it, never holding more than a block of q kᵀ.
 
     Args:
@@ -45,8 +43,7 @@ def dot_product_attention(
         and k.shape[1] == v.shape[1] > 0
     ):
         raise ValueError(
-            "q, k, v must be [B, N, D], [B, M, D], [B, M, E] with M > 0, "
-            f"got {q.shape}, {k.shape}, {v.shape}"
+            f"q, k, v must be [B, N, D], [B, M, D], [B, M, E] with M > 0, got {q.shape}, {k.shape}, {v.shape}"
         )
     if block_size < 1:
         raise ValueError(f"block_size must be positive, got {block_size}")
@@ -73,9 +70,7 @@ def _attention(size: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array
     return _attention_fwd(size, q, k, v)[0]
 
 
-def _attention_fwd(
-    size: int, q: jax.Array, k: jax.Array, v: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _attention_fwd(size: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     def block(q_block: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = _dot("bnd,bmd->bnm", q_block, k)
         top = scores.max(axis=-1, keepdims=True)
@@ -207,8 +202,7 @@ class SelfAttention(nnx.Module):
         if self.pooled:
             if height % 2 or width % 2:
                 raise ValueError(
-                    f"pooled keys need an even height and width, got {height}×{width}: "
-                    "resize, or use pooled=False"
+                    f"pooled keys need an even height and width, got {height}×{width}: resize, or use pooled=False"
                 )
             key, value = _pool(key), _pool(value)
         q, k, v = (y.reshape(batch, -1, y.shape[-1]) for y in (query, key, value))
@@ -268,8 +262,7 @@ class PatchwiseSelfAttention(nnx.Module):
             raise ValueError(f"relation_features must be positive, got {relation_features}")
         if share < 1 or out_features < 1 or out_features % share:
             raise ValueError(
-                f"out_features = {out_features} is not a positive multiple of share = {share}: "
-                "change one of them"
+                f"out_features = {out_features} is not a positive multiple of share = {share}: change one of them"
             )
         if relation_norm not in ("before", "after"):
             raise ValueError(f'relation_norm must be "before" or "after", got {relation_norm!r}')
@@ -303,7 +296,8 @@ class PatchwiseSelfAttention(nnx.Module):
             relation = jnp.concatenate([phi, unfold(psi, kernel_size=self.kernel_size)], axis=-1)
             hidden = self.gamma_in(nnx.relu(self.relation_norm(relation)))
         hidden = nnx.relu(self.gamma_norm(hidden))
-        weights = self._weights(hidden)
+        weights = self.gamma_out(hidden)
+        weights = weights.reshape(*hidden.shape[:3], self.kernel_size**2, hidden.shape[3])
         return patch_sum(self.beta(x), weights, kernel_size=self.kernel_size)
 
     def _joint_linear(self, phi: jax.Array, psi: jax.Array) -> jax.Array:
@@ -320,15 +314,6 @@ class PatchwiseSelfAttention(nnx.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return phi.astype(self.dtype) @ near + around
-
-    def _weights(self, hidden: jax.Array) -> jax.Array:
-        """gamma_out, written in `patch_sum`'s order: [B, H, W, G] -> [k², G, B, H, W]."""
-        groups = hidden.shape[-1]
-        kernel = self.gamma_out.kernel[...].astype(self.dtype)
-        weights = jnp.einsum("io,bhwi->obhw", kernel, hidden.astype(self.dtype))
-        assert self.gamma_out.bias is not None
-        weights += self.gamma_out.bias[...].astype(self.dtype)[:, None, None, None]
-        return weights.reshape(-1, groups, *weights.shape[1:])
 
 
 def _reflect(x: jax.Array, kernel_size: int) -> jax.Array:
@@ -354,11 +339,7 @@ def unfold(x: jax.Array, *, kernel_size: int) -> jax.Array:
     height, width = x.shape[1:3]
     padded = _reflect(x, kernel_size)
     return jnp.concatenate(
-        [
-            padded[:, dy : dy + height, dx : dx + width]
-            for dy in range(kernel_size)
-            for dx in range(kernel_size)
-        ],
+        [padded[:, dy : dy + height, dx : dx + width] for dy in range(kernel_size) for dx in range(kernel_size)],
         axis=-1,
     )
 

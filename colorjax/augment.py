@@ -56,16 +56,10 @@ def augment(
         rgb, inside = crop.astype(jnp.float32) / 255, jnp.ones((batch, size, size), jnp.float32)
     else:
         rotation_key, scale_key, shift_key, _ = jax.random.split(key, 4)
-        angle = jnp.deg2rad(
-            jax.random.uniform(rotation_key, (batch,), minval=-1, maxval=1) * rotation
-        )
-        magnify = jnp.exp(
-            jax.random.uniform(scale_key, (batch,), minval=jnp.log(low), maxval=jnp.log(high))
-        )
+        angle = jnp.deg2rad(jax.random.uniform(rotation_key, (batch,), minval=-1, maxval=1) * rotation)
+        magnify = jnp.exp(jax.random.uniform(scale_key, (batch,), minval=jnp.log(low), maxval=jnp.log(high)))
         offset = shift * jax.random.uniform(shift_key, (batch, 2), minval=-1, maxval=1)
-        rgb, inside = jax.vmap(_resample, in_axes=(0, 0, 0, 0, None))(
-            image, angle, magnify, offset, size
-        )
+        rgb, inside = jax.vmap(_resample, in_axes=(0, 0, 0, 0, None))(image, angle, magnify, offset, size)
     if flip:
         mirrored = jax.random.bernoulli(jax.random.split(key, 4)[3], shape=(batch, 1, 1))
         rgb = jnp.where(mirrored[..., None], rgb[:, :, ::-1], rgb)

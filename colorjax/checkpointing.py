@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from colorjax.state import Tree, TrainState
+from colorjax.state import TrainState, Tree
 
 _ITEMS = ("step", "params", "stats", "opt_state")
 
@@ -15,8 +15,8 @@ _ITEMS = ("step", "params", "stats", "opt_state")
 class Checkpoints:
     """The checkpoints of one stage's directory, one item for each field of the TrainState.
 
-    Saving copies the state and writes in the background; a checkpoint appears under its name only when it is complete, so a
-    process killed at any moment leaves the one before.
+    Saving copies the state and writes in the background; a checkpoint appears under its name only when it is
+    complete, so a process killed at any moment leaves the one before.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2):
@@ -51,9 +51,7 @@ class Checkpoints:
         if step is None:
             raise ValueError(f"no checkpoint in {self._manager.directory}")
         abstract = {
-            name: ocp.args.StandardRestore(
-                jax.tree.map(ocp.utils.to_shape_dtype_struct, _item(like, name))
-            )
+            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, _item(like, name)))
             for name in _ITEMS
         }
         restored = self._manager.restore(step, args=ocp.args.Composite(**abstract))
@@ -94,11 +92,7 @@ def load(directory: str | Path) -> tuple[int, Tree, Tree]:
             metadata,
             is_leaf=lambda x: hasattr(x, "shape"),
         )
-        trees.append(
-            ocp.PyTreeCheckpointer().restore(
-                item, args=ocp.args.PyTreeRestore(restore_args=as_numpy)
-            )
-        )
+        trees.append(ocp.PyTreeCheckpointer().restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
     params, stats = trees
     return step, params, stats
 
@@ -111,7 +105,8 @@ def graft(target: Tree, source: Tree, *, networks: Sequence[str], what: str) -> 
     Args:
         target: a model's parameters, or its statistics.
         source: the same of a pretrained model.
-        networks: names of top-level subtrees. One without a leaf (a network without statistics) may be absent from both.
+        networks: names of top-level subtrees. One without a leaf (a network without statistics) may be absent from
+        both.
         what: "parameters" or "statistics", for the error.
 
     Raises:

@@ -7,11 +7,8 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from colorjax import color
+from colorjax import color, metrics
 from colorjax.models import Outputs
-
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
-"""Name -> (sum, count), so that batches, devices and hosts add up to the exact mean."""
 
 
 class ColorTargets(NamedTuple):
@@ -69,7 +66,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(targets * logits, axis=-1)
 
 
-def class_terms(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> tuple[jax.Array, Metrics]:
+def class_terms(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> tuple[jax.Array, metrics.Totals]:
     """The class term of loss (1).
 
     Args:
@@ -86,9 +83,7 @@ def class_terms(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> tuple[
     return total, {"class_loss": (total, count), "accuracy": (correct, count)}
 
 
-def color_terms(
-    logits: jax.Array, targets: ColorTargets, *, prior: jax.Array
-) -> tuple[jax.Array, Metrics]:
+def color_terms(logits: jax.Array, targets: ColorTargets, *, prior: jax.Array) -> tuple[jax.Array, metrics.Totals]:
     """The colour term of loss (1), summed over the photos and their pixels.
 
     Args:
@@ -114,7 +109,7 @@ def color_terms(
     }
 
 
-def regression_terms(ab: jax.Array, targets: ColorTargets) -> tuple[jax.Array, Metrics]:
+def regression_terms(ab: jax.Array, targets: ColorTargets) -> tuple[jax.Array, metrics.Totals]:
     """Iizuka's colour term: the squared error of ab on the scale of 0…1, summed over the photos and their pixels.
 
     Args:
@@ -137,7 +132,7 @@ def total_loss(
     targets: ColorTargets | None,
     prior: jax.Array | None,
     config: ml_collections.ConfigDict,
-) -> tuple[jax.Array, Metrics]:
+) -> tuple[jax.Array, metrics.Totals]:
     """Loss (1) of a batch, and what is logged of it.
 
     The mean over the batch's photos of `class_weight` · class term + colour term. It is linear in the photos, so that
@@ -150,19 +145,19 @@ def total_loss(
         config: the `loss` section of the configuration.
     """
     batch = labels.shape[0]
-    class_sum, metrics = class_terms(outputs.class_logits, labels, mask)
+    class_sum, measured = class_terms(outputs.class_logits, labels, mask)
     if outputs.color is None:
         loss = class_sum / batch
     else:
         assert targets is not None
         if prior is None:
-            color_sum, color_metrics = regression_terms(outputs.color, targets)
+            color_sum, color_measured = regression_terms(outputs.color, targets)
         else:
-            color_sum, color_metrics = color_terms(outputs.color, targets, prior=prior)
+            color_sum, color_measured = color_terms(outputs.color, targets, prior=prior)
         pixels = outputs.color.shape[1] * outputs.color.shape[2]
         if config.pixels not in ("sum", "mean"):
             raise ValueError(f"loss.pixels is {config.pixels!r}; it must be 'sum' or 'mean'")
         color_sum = color_sum / pixels if config.pixels == "mean" else color_sum
         loss = (config.class_weight * class_sum + color_sum) / batch
-        metrics |= color_metrics
-    return loss, metrics | {"loss": (loss * batch, jnp.asarray(batch, jnp.float32))}
+        measured |= color_measured
+    return loss, measured | {"loss": (loss * batch, jnp.asarray(batch, jnp.float32))}

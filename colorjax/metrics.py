@@ -169,8 +169,7 @@ def totals(values: Mapping[str, ArrayLike], *, mask: ArrayLike) -> Totals:
     """
     mask = jnp.asarray(mask, jnp.float32)
     return {
-        name: (jnp.where(mask > 0, mask * jnp.asarray(value), 0).sum(), mask.sum())
-        for name, value in values.items()
+        name: (jnp.where(mask > 0, mask * jnp.asarray(value), 0).sum(), mask.sum()) for name, value in values.items()
     }
 
 

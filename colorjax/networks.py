@@ -1,7 +1,8 @@
 """The paper's six networks, by its names.
 
-Layer sizes are Iizuka's (SIGGRAPH 2016, table 1), multiplied by `width`. All maps are channels-last. Every convolution is
-3×3 with zero padding 1 and is followed by a normalisation and ReLU, the output's excepted; up-sampling is nearest-neighbour.
+Layer sizes are Iizuka's (SIGGRAPH 2016, table 1), multiplied by `width`. All maps are channels-last. Every
+convolution is 3×3 with zero padding 1 and is followed by a normalisation and ReLU, the output's excepted; up-sampling
+is nearest-neighbour.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,8 +70,8 @@ class ConvBlock(nnx.Module):
 class LowLevelFeatures(nnx.Module):
     """Low-level features network: [B, H, W, 1] -> [B, H/8, W/8, 512·width].
 
-    Three resolutions of two convolutions each, the first of which halves the size; after them, if `patch_kernels` is not
-    empty, a patchwise self-attention block (SAN, [3] of the paper) with that resolution's kernel.
+    Three resolutions of two convolutions each, the first of which halves the size; after them, if `patch_kernels` is
+    not empty, a patchwise self-attention block (SAN, [3] of the paper) with that resolution's kernel.
     """
 
     def __init__(
@@ -88,8 +89,7 @@ class LowLevelFeatures(nnx.Module):
     ):
         if patch_kernels and len(patch_kernels) != 3:
             raise ValueError(
-                f"model.patch_kernels is {tuple(patch_kernels)}; it must name three sizes, "
-                "one for each resolution"
+                f"model.patch_kernels is {tuple(patch_kernels)}; it must name three sizes, one for each resolution"
             )
         block = partial(ConvBlock, norm=norm, dtype=dtype, rngs=rngs)
         layers: list[nnx.Module] = []
@@ -121,13 +121,11 @@ class LowLevelFeatures(nnx.Module):
 class GlobalFeatures(nnx.Module):
     """Global features network: [B, H/8, W/8, 512·width] -> the vectors [B, 512·width] and [B, 256·width].
 
-    The first vector feeds the classification network, the second the fusion (Iizuka, figure 2). The first fully connected
-    layer ties the network to the input size it was made for.
+    The first vector feeds the classification network, the second the fusion (Iizuka, figure 2). The first fully
+    connected layer ties the network to the input size it was made for.
     """
 
-    def __init__(
-        self, *, width: float, image_size: int, norm: NormFactory, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
+    def __init__(self, *, width: float, image_size: int, norm: NormFactory, dtype: DTypeLike, rngs: nnx.Rngs):
         block = partial(ConvBlock, norm=norm, dtype=dtype, rngs=rngs)
         dense = partial(nnx.Linear, use_bias=False, kernel_init=_he, dtype=dtype, rngs=rngs)
         c512, c1024, c256 = scaled(512, width), scaled(1024, width), scaled(256, width)
@@ -171,7 +169,8 @@ class MidLevelFeatures(nnx.Module):
 
 
 class Fusion(nnx.Module):
-    """Fusion network: the global vector [B, 256·width] at every place of the map [B, h, w, 256·width] -> the map's shape.
+    """Fusion network: the global vector [B, 256·width] at every place of the map [B, h, w, 256·width] -> the map's
+    shape.
 
     A 1×1 convolution of the concatenation, computed as the sum of its two halves, so that the vector is multiplied once
     and not at every place.
@@ -218,10 +217,7 @@ class Colorization(nnx.Module):
         if output_stride not in (2, 4):
             raise ValueError(f"model.output_stride is {output_stride}; it must be 2 or 4")
         if output_attention not in ("full", "pooled", "none"):
-            raise ValueError(
-                f"model.output_attention is {output_attention!r}; "
-                "it must be 'full', 'pooled' or 'none'"
-            )
+            raise ValueError(f"model.output_attention is {output_attention!r}; it must be 'full', 'pooled' or 'none'")
         block = partial(ConvBlock, norm=norm, dtype=dtype, rngs=rngs)
         c256, c128, c64, c32 = (scaled(n, width) for n in (256, 128, 64, 32))
         self.eighth = block(c256, c128)
@@ -261,9 +257,7 @@ class Colorization(nnx.Module):
 class Classification(nnx.Module):
     """Classification network: the global network's [B, 512·width] -> class logits [B, classes], float32."""
 
-    def __init__(
-        self, *, width: float, classes: int, norm: NormFactory, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
+    def __init__(self, *, width: float, classes: int, norm: NormFactory, dtype: DTypeLike, rngs: nnx.Rngs):
         c512, c256 = scaled(512, width), scaled(256, width)
         self.dense = nnx.Linear(c512, c256, use_bias=False, kernel_init=_he, dtype=dtype, rngs=rngs)
         self.norm = norm(c256)
@@ -282,8 +276,7 @@ def scaled(features: int, width: float) -> int:
     n = features * width
     if n != int(n) or width < 0.25:
         raise ValueError(
-            f"model.width is {width}, which makes {features} channels {n}; "
-            "take a multiple of 1/8 from 1/4 on"
+            f"model.width is {width}, which makes {features} channels {n}; take a multiple of 1/8 from 1/4 on"
         )
     return int(n)
 

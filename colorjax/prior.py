@@ -126,9 +126,7 @@ def count(
         if limit is not None:
             real &= np.cumsum(real) <= limit - seen
         seen += real.sum()
-        p, ab, gray = jax.device_get(
-            _means(batch["image"], factor=factor, neighbors=neighbors, sigma=sigma)
-        )
+        p, ab, gray = jax.device_get(_means(batch["image"], factor=factor, neighbors=neighbors, sigma=sigma))
         # The device's float32 ends with a photo: over 10⁹ pixels it would round rare bins away.
         counted = real & ~gray
         shares += p[counted].sum(axis=0, dtype=np.float64)
@@ -142,9 +140,7 @@ def count(
 
 
 @functools.partial(jax.jit, static_argnames=("factor", "neighbors", "sigma"))
-def _means(
-    image: jax.Array, *, factor: int, neighbors: int, sigma: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _means(image: jax.Array, *, factor: int, neighbors: int, sigma: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     """By photo: the mean soft target [B, 313], the mean ab [B, 2], whether it is gray [B]."""
 
     def of_photo(rgb: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

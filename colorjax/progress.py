@@ -1,20 +1,23 @@
 """What a run says of itself: JSON lines, TensorBoard files, and a line on the terminal."""
 
 import json
+import logging
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 from tensorboardX import SummaryWriter
+
+_log = logging.getLogger(__name__)
 
 
 class Progress:
     """The records of one stage, written by the first process only.
 
-    `metrics.jsonl` holds one object a record: `step`, `split` ("train", "validation") and the scalars. TensorBoard's files lie
-    beside it. What an interrupted run recorded past the step that it resumes from is dropped, so no step stands twice.
+    `metrics.jsonl` holds one object a record: `step`, `split` ("train", "validation") and the scalars. TensorBoard's
+    files lie beside it. What an interrupted run recorded past the step that it resumes from is dropped, so no step
+    stands twice.
     """
 
     def __init__(self, directory: Path, *, start: int, steps: int, batch_size: int):
@@ -69,7 +72,7 @@ class Progress:
 
     def _write(self, step: int, split: str, metrics: dict[str, float], suffix: str) -> None:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        logging.info("%s %d/%d [%s] %s%s", self._directory.name, step, self._steps, split, shown, suffix)
+        _log.info("%s %d/%d [%s] %s%s", self._directory.name, step, self._steps, split, shown, suffix)
         if self._writer:
             for name, value in metrics.items():
                 self._writer.add_scalar(f"{split}/{name}", value, step)

@@ -24,9 +24,7 @@ def panel(true: np.ndarray, predicted: Mapping[str, np.ndarray]) -> np.ndarray:
     """
     columns = {"gray": to_gray(true), **predicted, "true": true}
     count, height, width = true.shape[:3]
-    canvas = Image.new(
-        "RGB", ((width + _GAP) * len(columns) + _GAP, _HEADER + (height + _GAP) * count), "white"
-    )
+    canvas = Image.new("RGB", ((width + _GAP) * len(columns) + _GAP, _HEADER + (height + _GAP) * count), "white")
     draw = ImageDraw.Draw(canvas)
     for i, (caption, photos) in enumerate(columns.items()):
         left = _GAP + i * (width + _GAP)

@@ -45,9 +45,7 @@ class Program:
         graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         return cls(graphdef), _named(nnx.to_pure_dict(params)), _named(nnx.to_pure_dict(stats))
 
-    def __call__(
-        self, params: Tree, stats: Tree, *args: Any, train: bool, **kwargs: Any
-    ) -> tuple[Any, Tree]:
+    def __call__(self, params: Tree, stats: Tree, *args: Any, train: bool, **kwargs: Any) -> tuple[Any, Tree]:
         """The model's outputs, and the statistics after the call: changed if `train`."""
         model = nnx.merge(self.graphdef, _numbered(params), _numbered(stats))
         if train:
@@ -79,6 +77,12 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
     """This host's share of a batch (a tree of numpy arrays) as global arrays, split over all devices."""
     sharding = by_batch(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """The rows of an array split by_batch that lie on this host's devices, in order."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -123,9 +127,7 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     return optimizer
 
 
-def init_state(
-    params: Tree, stats: Tree, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
+def init_state(params: Tree, stats: Tree, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step, whole on every device. The optimizer starts from `params` as they are given."""
     # A jitted copy, so that every buffer is the state's own and may be donated.
     make = jax.jit(
@@ -146,7 +148,4 @@ def _named(tree: dict) -> Tree:
 
 
 def _numbered(tree: Tree) -> dict:
-    return {
-        int(k) if k.isdigit() else k: _numbered(v) if isinstance(v, dict) else v
-        for k, v in tree.items()
-    }
+    return {int(k) if k.isdigit() else k: _numbered(v) if isinstance(v, dict) else v for k, v in tree.items()}

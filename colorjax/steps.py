@@ -36,7 +36,7 @@ def make_train_step(
     *,
     reference: Reference | None,
     mesh: Mesh,
-) -> Callable[[TrainState, Batch], tuple[TrainState, losses.Metrics]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, metrics.Totals]]:
     """The jitted step: (state, batch of uint8 photos) -> (new state, metrics of the state before the update).
 
     Gradient accumulation splits the batch into `accumulate` microbatches, of which BatchNorm sees one at a time; the
@@ -53,25 +53,22 @@ def make_train_step(
     def loss_fn(params: Tree, stats: Tree, micro: dict) -> tuple[jax.Array, tuple[Tree, Any]]:
         lab = color.rgb_to_lab(micro["rgb"])
         outputs, stats = program(params, stats, lab[..., :1], train=True)
-        loss, logged = _loss(outputs, lab, micro, config, reference)
-        return loss, (stats, logged)
+        targets = _targets(lab, micro["inside"], micro["mask"], config, reference)
+        total, logged = loss(outputs, micro, targets, config, reference)
+        return total, (stats, logged)
 
     gradient = jax.grad(loss_fn, has_aux=True)
 
-    def step(before: TrainState, batch: Batch) -> tuple[TrainState, losses.Metrics]:
+    def step(before: TrainState, batch: Batch) -> tuple[TrainState, metrics.Totals]:
         # Random numbers are a function of (seed, step), so that a resumed run draws the same ones.
         key = jax.random.fold_in(jax.random.key(config.seed), before.step)
-        rgb, inside = augment(
-            jnp.asarray(batch["image"]), key, size=config.data.image_size, **config.augment
-        )
+        rgb, inside = augment(jnp.asarray(batch["image"]), key, size=config.data.image_size, **config.augment)
         whole = {"rgb": rgb, "inside": inside, "label": batch["label"], "mask": batch["mask"]}
         if accumulate == 1:
             grads, (stats, logged) = gradient(before.params, before.stats, whole)
         else:
             # Every accumulate-th photo, so that a microbatch is as evenly spread over the devices as the batch.
-            micros = jax.tree.map(
-                lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), whole
-            )
+            micros = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), whole)
 
             def add(carry: tuple[Tree, Tree], micro: dict) -> tuple[tuple[Tree, Tree], Any]:
                 total, stats = carry
@@ -102,27 +99,26 @@ def make_eval_step(
     *,
     reference: Reference | None,
     mesh: Mesh,
-) -> Callable[[Tree, Tree, Batch], tuple[losses.Metrics, jax.Array | None]]:
+) -> Callable[[Tree, Tree, Batch], tuple[metrics.Totals, jax.Array | None]]:
     """The jitted evaluation of a batch of uint8 photos, centre-cropped: (params, stats, batch) -> (metrics, photos).
 
-    The training metrics; and of a Colorizer also `psnr` (dB), `colorfulness` and the photos' own `true_colorfulness`, and
-    the coloured photos, uint8 [B, image_size, image_size, 3].
+    The training metrics; and of a Colorizer also `psnr` (dB), `colorfulness` and the photos' own `true_colorfulness`,
+    and the coloured photos, uint8 [B, image_size, image_size, 3].
     """
 
-    def step(params: Tree, stats: Tree, batch: Batch) -> tuple[losses.Metrics, jax.Array | None]:
-        rgb, lab, micro = _evaluated(batch, config)
+    def step(params: Tree, stats: Tree, batch: Batch) -> tuple[metrics.Totals, jax.Array | None]:
+        rgb, lab, targets = prepared(batch, config, reference)
         outputs, _ = program(params, stats, lab[..., :1], train=False)
-        _, logged = _loss(outputs, lab, micro, config, reference)
+        _, logged = loss(outputs, batch, targets, config, reference)
         if outputs.color is None:
             return logged, None
-        mask = batch["mask"]
         predicted = colorized(outputs, lab[..., :1], temperature=config.decode.temperature)
-        for name, value in {
+        measures = {
             "psnr": metrics.psnr(predicted, rgb),
             "colorfulness": metrics.colorfulness(predicted),
             "true_colorfulness": metrics.colorfulness(rgb),
-        }.items():
-            logged[name] = (jnp.sum(mask * value), jnp.sum(mask))
+        }
+        logged |= metrics.totals(measures, mask=batch["mask"])
         return logged, color.to_uint8(predicted)
 
     whole, split = state.replicated(mesh), state.by_batch(mesh)
@@ -145,42 +141,55 @@ def colorized(outputs: Outputs, l: jax.Array, *, temperature: float) -> jax.Arra
     return color.lab_to_rgb(jnp.concatenate([l, ab], axis=-1))
 
 
-def _loss(
+def cropped(image: Any, config: ml_collections.ConfigDict) -> jax.Array:
+    """What evaluation sees of the host's photos: uint8 [B, S, S, 3] -> uint8 [B, image_size, image_size, 3]."""
+    return center_crop(jnp.asarray(image), config.data.image_size)
+
+
+def prepared(
+    batch: Batch, config: ml_collections.ConfigDict, reference: Reference | None
+) -> tuple[jax.Array, jax.Array, losses.ColorTargets | None]:
+    """A batch as evaluation sees it: rgb and Lab of the centre crops, float32, and the colour targets if there is a
+    reference."""
+    rgb = cropped(batch["image"], config).astype(jnp.float32) / 255
+    lab = color.rgb_to_lab(rgb)
+    inside = jnp.ones(rgb.shape[:3], jnp.float32)
+    return rgb, lab, _targets(lab, inside, jnp.asarray(batch["mask"]), config, reference)
+
+
+def loss(
     outputs: Outputs,
-    lab: jax.Array,
-    micro: dict,
+    batch: Any,
+    targets: losses.ColorTargets | None,
     config: ml_collections.ConfigDict,
     reference: Reference | None,
-) -> tuple[jax.Array, losses.Metrics]:
-    targets = None
-    if outputs.color is not None:
-        assert reference is not None
-        targets = losses.color_targets(
-            lab[..., 1:],
-            inside=micro["inside"],
-            mask=micro["mask"],
-            factor=config.model.output_stride,
-            rarity_weights=reference.weights,
-            neighbors=config.loss.neighbors,
-            sigma=config.loss.sigma,
-        )
+) -> tuple[jax.Array, metrics.Totals]:
+    """losses.total_loss as the configuration wants it."""
     return losses.total_loss(
         outputs,
-        labels=micro["label"],
-        mask=micro["mask"],
+        labels=jnp.asarray(batch["label"]),
+        mask=jnp.asarray(batch["mask"]),
         targets=targets,
         prior=None if config.model.head == "ab" or reference is None else reference.prior,
         config=config.loss,
     )
 
 
-def _evaluated(
-    batch: Batch, config: ml_collections.ConfigDict
-) -> tuple[jax.Array, jax.Array, dict]:
-    rgb = center_crop(jnp.asarray(batch["image"]), config.data.image_size).astype(jnp.float32) / 255
-    micro = {
-        "inside": jnp.ones(rgb.shape[:3], jnp.float32),
-        "label": batch["label"],
-        "mask": batch["mask"],
-    }
-    return rgb, color.rgb_to_lab(rgb), micro
+def _targets(
+    lab: jax.Array,
+    inside: jax.Array,
+    mask: jax.Array,
+    config: ml_collections.ConfigDict,
+    reference: Reference | None,
+) -> losses.ColorTargets | None:
+    if reference is None:
+        return None
+    return losses.color_targets(
+        lab[..., 1:],
+        inside=inside,
+        mask=mask,
+        factor=config.model.output_stride,
+        rarity_weights=reference.weights,
+        neighbors=config.loss.neighbors,
+        sigma=config.loss.sigma,
+    )

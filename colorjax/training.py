@@ -1,7 +1,7 @@
 """Training: the start-up order and the one loop that both stages share."""
 
 import json
-import os
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import logging
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from PIL import Image
 
-from colorjax import checkpointing, color, data, losses, report, state, steps
-from colorjax.augment import center_crop
+from colorjax import checkpointing, color, data, metrics, report, state, steps
 from colorjax.models import SHARED, Classifier, Colorizer
 from colorjax.prior import Prior, count
 from colorjax.progress import Progress
 from colorjax.state import Program, Tree
+
+_log = logging.getLogger(__name__)
 
 STAGES = ("pretrain", "joint")
 _PANEL_PHOTOS = 8
@@ -31,8 +31,8 @@ _PANEL_PHOTOS = 8
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     """Trains the configured stages in order, each from where it stopped.
 
-    Writes config.json, and for each stage `<stage>/checkpoints`, `<stage>/metrics.jsonl`, TensorBoard's files and, in the joint
-    stage, `<stage>/panels`.
+    Writes config.json, and for each stage `<stage>/checkpoints`, `<stage>/metrics.jsonl`, TensorBoard's files and, in
+    the joint stage, `<stage>/panels`.
 
     Args:
         config: see configs/paper.py.
@@ -79,46 +79,40 @@ def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(mine, indent=2) + "\n")
-        os.replace(temporary, path)
+        temporary.replace(path)
     _barrier("claim")
 
 
-def build(
-    config: ml_collections.ConfigDict, stage: str, *, classes: int
-) -> tuple[Program, Tree, Tree]:
-    """A stage's model as a function, and its initial parameters and statistics, which depend on the seed alone."""
-    model = Classifier if stage == "pretrain" else Colorizer
+def build_program(config: ml_collections.ConfigDict, stage: str, *, classes: int) -> Program:
+    """A stage's model as a function, without making any parameters."""
+    return Program.split(nnx.eval_shape(_maker(config, stage, classes), jax.random.key(0)))[0]
 
-    def init(key: jax.Array) -> nnx.Module:
-        return model(
-            config.model,
-            classes=classes,
-            image_size=config.data.image_size,
-            rngs=nnx.Rngs(key),
-        )
 
-    # The key is an argument, since of a constant XLA would compute every random number while it compiles.
-    key = jax.random.key(config.seed)
-    program = Program.split(nnx.eval_shape(init, key))[0]
-    # A program that runs once: LLVM's optimisation takes longer than it saves.
+def init_model(config: ml_collections.ConfigDict, stage: str, *, classes: int) -> tuple[Tree, Tree]:
+    """A stage's initial parameters and statistics, which depend on the seed alone."""
+    make = _maker(config, stage, classes)
+    # The key is an argument, since of a constant XLA would compute every random number while it compiles; and the
+    # program runs once, so LLVM's optimisation would take longer than it saves.
     initialize = jax.jit(
-        lambda key: Program.split(init(key))[1:],
+        lambda key: Program.split(make(key))[1:],
         compiler_options={"xla_backend_optimization_level": 0},
     )
-    params, stats = initialize(key)
-    return program, params, stats
+    return initialize(jax.random.key(config.seed))
+
+
+def prior_path(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+    """Where the prior of a run is."""
+    return Path(config.data.prior) if config.data.prior else workdir / "prior.npz"
 
 
 def load_reference(config: ml_collections.ConfigDict, workdir: Path) -> steps.Reference:
     """The prior and the rarity weights: from `data.prior`, else from the workdir, where they are counted once."""
-    path = Path(config.data.prior or workdir / "prior.npz")
+    path = prior_path(config, workdir)
     if not config.data.prior and not path.exists():
         if jax.process_index() == 0:
-            logging.info("counting the colours of the training split, once, into %s", path)
+            _log.info("counting the colours of the training split, once, into %s", path)
             batches = data.eval_batches(config.data, "train", batch_size=64)
-            crops = (
-                {**b, "image": center_crop(b["image"], config.data.image_size)} for b in batches
-            )
+            crops = ({**b, "image": steps.cropped(b["image"], config)} for b in batches)
             count(crops, source=f"{config.data.source}:train").save(path)
         _barrier("prior")
     prior = Prior.load(path).p
@@ -137,21 +131,21 @@ def _train_stage(
     info = data.dataset_info(config.data)
     reference = load_reference(config, workdir) if stage == "joint" else None
     optimizer = state.make_optimizer(own)
-    program, params, stats = build(config, stage, classes=len(info.class_names))
-    train_step = steps.make_train_step(
-        program, optimizer, config, stage, reference=reference, mesh=mesh
-    )
+    classes = len(info.class_names)
+    program = build_program(config, stage, classes=classes)
+    train_step = steps.make_train_step(program, optimizer, config, stage, reference=reference, mesh=mesh)
     eval_step = steps.make_eval_step(program, config, reference=reference, mesh=mesh)
 
     checkpoints = checkpointing.Checkpoints(directory / "checkpoints")
     start = checkpoints.latest_step() or 0
+    params, stats = init_model(config, stage, classes=classes)
     if not start and stage == "joint":
         params, stats = _grafted(config, workdir, params, stats)
     current = state.init_state(params, stats, optimizer, mesh)
     del params, stats
     if start:
         current = checkpoints.restore(current)
-    logging.info(
+    _log.info(
         "%s: %.1f M parameters, step %d of %d, batches of %d from %s (%d photos), on %d × %s",
         stage,
         sum(p.size for p in jax.tree.leaves(current.params)) / 1e6,
@@ -173,9 +167,9 @@ def _train_stage(
         process_count=jax.process_count(),
     )
 
-    since_record: losses.Metrics | None = None
+    since_record: metrics.Totals | None = None
 
-    def settle(step: int, logged: losses.Metrics) -> None:
+    def settle(step: int, logged: metrics.Totals) -> None:
         # Waits for this step alone: the devices are busy with the next one already.
         nonlocal since_record
         read = jax.device_get(logged)
@@ -184,12 +178,12 @@ def _train_stage(
                 f"{stage}: the loss of step {step} is {read['loss'][0]}; lower {stage}.learning_rate "
                 f"or set {stage}.clip_norm. The newest checkpoint is from before."
             )
-        since_record = _added(since_record, read)
+        since_record = read if since_record is None else metrics.add(since_record, read)
         if step % own.log_every == 0 or step == own.steps:
-            progress.train(step, _means(since_record))
+            progress.train(step, metrics.mean(since_record))
             since_record = None
 
-    unread: tuple[int, losses.Metrics] | None = None
+    unread: tuple[int, metrics.Totals] | None = None
     for step in range(start + 1, own.steps + 1):
         batch = state.to_devices(next(batches), mesh)
         current, logged = train_step(current, batch)
@@ -213,7 +207,7 @@ def _train_stage(
         if stop:
             checkpoints.close()
             progress.close()
-            logging.info("%s: saved at step %d and stopping, as SIGTERM asks", stage, step)
+            _log.info("%s: saved at step %d and stopping, as SIGTERM asks", stage, step)
             raise SystemExit(143)
     checkpoints.close()
     progress.close()
@@ -230,7 +224,7 @@ def _validate(
     directory: Path,
 ) -> None:
     own = config[stage]
-    total: losses.Metrics | None = None
+    total: metrics.Totals | None = None
     seen = 0
     for batch in data.eval_batches(
         config.data,
@@ -242,13 +236,14 @@ def _validate(
         logged, colored = eval_step(current.params, current.stats, state.to_devices(batch, mesh))
         if total is None and colored is not None:
             _save_panel(config, batch, colored, progress, step, directory)
-        total = _added(total, jax.device_get(logged))
+        logged = jax.device_get(logged)
+        total = logged if total is None else metrics.add(total, logged)
         seen += own.batch_size
         if 0 < own.eval_photos <= seen:
             break
     if total is None:
         raise ValueError("the validation split is empty; lower data.train_fraction")
-    progress.validation(step, _means(total))
+    progress.validation(step, metrics.mean(total))
 
 
 def _save_panel(
@@ -261,19 +256,22 @@ def _save_panel(
 ) -> None:
     if jax.process_index() != 0:
         return
-    shards = sorted(colored.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    predicted = np.concatenate([np.asarray(shard.data) for shard in shards])[:_PANEL_PHOTOS]
-    true = np.asarray(center_crop(jnp.asarray(batch["image"]), config.data.image_size))
-    picture = report.panel(true[:_PANEL_PHOTOS], {"predicted": predicted})
+    predicted = state.local_rows(colored)[:_PANEL_PHOTOS]
+    true = np.asarray(steps.cropped(batch["image"], config))[:_PANEL_PHOTOS]
+    picture = report.panel(true, {"predicted": predicted})
     path = directory / "panels" / f"{step:08d}.png"
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(picture).save(path)
     progress.picture(step, "gray | predicted | true", picture)
 
 
-def _grafted(
-    config: ml_collections.ConfigDict, workdir: Path, params: Tree, stats: Tree
-) -> tuple[Tree, Tree]:
+def _maker(config: ml_collections.ConfigDict, stage: str, classes: int) -> Callable[[jax.Array], nnx.Module]:
+    model = Classifier if stage == "pretrain" else Colorizer
+    size = config.data.image_size
+    return lambda key: model(config.model, classes=classes, image_size=size, rngs=nnx.Rngs(key))
+
+
+def _grafted(config: ml_collections.ConfigDict, workdir: Path, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
     source = Path(config.joint.init_from or workdir) / "pretrain" / "checkpoints"
     if not config.joint.init_from and config.pretrain.steps == 0:
         return params, stats
@@ -290,7 +288,7 @@ def _grafted(
             f"the pretraining in {workdir} stands at step {step} of {config.pretrain.steps}; finish it "
             "with stage=pretrain, or set joint.init_from to take it as it is"
         )
-    logging.info("joint: %s from %s, step %d", ", ".join(SHARED), source, step)
+    _log.info("joint: %s from %s, step %d", ", ".join(SHARED), source, step)
     return (
         checkpointing.graft(params, pretrained_params, networks=SHARED, what="parameters"),
         checkpointing.graft(stats, pretrained_stats, networks=SHARED, what="statistics"),
@@ -315,14 +313,6 @@ def _termination() -> Iterator[Callable[[int], bool]]:
         yield lambda step: came
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _added(total: losses.Metrics | None, more: losses.Metrics) -> losses.Metrics:
-    return more if total is None else jax.tree.map(np.add, total, more)
-
-
-def _means(total: losses.Metrics) -> dict[str, float]:
-    return {name: float(s / max(n, 1e-12)) for name, (s, n) in total.items()}
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, object]:

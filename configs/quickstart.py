@@ -1,7 +1,7 @@
 """Both stages on the offline sample, in minutes on two CPU cores: that everything runs, not that it colours well.
 
-The photographs are the few that scikit-image ships, the width is a quarter, and the steps are some hundred. It starts from
-configs/paper.py, so what is not set here is the paper's.
+The photographs are the few that scikit-image ships, the width is a quarter, and the steps are some hundred. It starts
+from configs/paper.py, so what is not set here is the paper's.
 """
 
 import ml_collections

@@ -19,9 +19,7 @@ from colorjax import data
 from colorjax.data.sample import crop_boxes
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-needs_food101 = pytest.mark.skipif(
-    not (SHARED / "food101_256").is_dir(), reason="no Food-101 photos in ../shared"
-)
+needs_food101 = pytest.mark.skipif(not (SHARED / "food101_256").is_dir(), reason="no Food-101 photos in ../shared")
 
 
 def make_config(source: str, directory: Path | str = "", **fields: Any) -> ConfigDict:
@@ -136,9 +134,7 @@ def test_epoch_of_an_array_source_is_a_permutation() -> None:
 
 
 @pytest.mark.parametrize("process_count", [2, 3])
-def test_process_shares_make_up_the_single_process_batch(
-    config: ConfigDict, process_count: int
-) -> None:
+def test_process_shares_make_up_the_single_process_batch(config: ConfigDict, process_count: int) -> None:
     shares = [
         take(config, 8, start_step=3, process_index=index, process_count=process_count)
         for index in range(process_count)
@@ -147,16 +143,10 @@ def test_process_shares_make_up_the_single_process_batch(
 
 
 @pytest.mark.parametrize("process_count", [1, 2, 3])
-def test_evaluation_sees_every_photo_once_over_all_processes(
-    folder: Path, process_count: int
-) -> None:
+def test_evaluation_sees_every_photo_once_over_all_processes(folder: Path, process_count: int) -> None:
     config = make_config("folder", folder)
     shares = [
-        list(
-            data.eval_batches(
-                config, "test", batch_size=6, process_index=index, process_count=process_count
-            )
-        )
+        list(data.eval_batches(config, "test", batch_size=6, process_index=index, process_count=process_count))
         for index in range(process_count)
     ]
     assert {len(share) for share in shares} == {2}
@@ -172,11 +162,7 @@ def test_evaluation_of_the_sample_pads_its_last_batch() -> None:
     config = make_config("sample")
     size = data.dataset_info(config).sizes["validation"]
     shares = [
-        list(
-            data.eval_batches(
-                config, "validation", batch_size=8, process_index=index, process_count=2
-            )
-        )
+        list(data.eval_batches(config, "validation", batch_size=8, process_index=index, process_count=2))
         for index in range(2)
     ]
     assert len(shares[0]) == len(shares[1]) == -(-size // 8)
@@ -225,9 +211,7 @@ def test_sample_crop_shows_the_photograph() -> None:
 
 def test_folder_with_train_and_test(folder: Path) -> None:
     info = data.dataset_info(make_config("folder", folder))
-    assert info == data.DatasetInfo(
-        "photos", ("pear", "plum"), {"train": 28, "validation": 6, "test": 10}
-    )
+    assert info == data.DatasetInfo("photos", ("pear", "plum"), {"train": 28, "validation": 6, "test": 10})
 
 
 @pytest.mark.parametrize("name", ["validation", "val"])
@@ -257,14 +241,12 @@ def test_flat_folder_is_split_class_by_class_and_moving_it_changes_nothing(tmp_p
 
     def photos(config: ConfigDict) -> dict[str, list[int]]:
         return {
-            split: next(data.eval_batches(config, split, batch_size=size))["image"][
-                :, 0, 0, 0
-            ].tolist()
+            split: next(data.eval_batches(config, split, batch_size=size))["image"][:, 0, 0, 0].tolist()
             for split, size in sizes.items()
         }
 
     before = photos(config)
-    assert sorted(sum(before.values(), [])) == [number * 10 for number in range(20)]
+    assert sorted(itertools.chain(*before.values())) == [number * 10 for number in range(20)]
     assert {value // 10 % 2 for value in before["test"]} == {0, 1}
     (tmp_path / "flat").rename(tmp_path / "moved")
     assert photos(make_config("folder", tmp_path / "moved")) == before
@@ -272,9 +254,7 @@ def test_flat_folder_is_split_class_by_class_and_moving_it_changes_nothing(tmp_p
 
 def test_folder_reads_any_photo_name_and_passes_over_other_files(tmp_path: Path) -> None:
     root = tmp_path / "fotos"
-    for number, name in enumerate(
-        ["A.JPG", "b.Jpeg", "crème brûlée 寿司.PNG", "d #1%.jpg", "e.png"]
-    ):
+    for number, name in enumerate(["A.JPG", "b.Jpeg", "crème brûlée 寿司.PNG", "d #1%.jpg", "e.png"]):
         save_photo(root / "苺 & süß" / name, number * 10)
     for name in ("notes.txt", ".hidden.jpg", "list.csv"):
         (root / "苺 & süß" / name).write_text("no photo")
@@ -321,9 +301,7 @@ def test_decoding_agrees_with_pil(name: str, format: str) -> None:
     for upright in (photo, photo.transpose(Image.Transpose.ROTATE_90)):
         file = encode(upright, format)
         reference = centre_square(Image.open(io.BytesIO(file)))
-        # Unresized, only the JPEG decoders' rounding may differ.
-        same = decode(file, reference.width)
-        assert psnr(same, reference) > (45 if format == "JPEG" else 1000)
+        np.testing.assert_array_equal(decode(file, reference.width), np.asarray(reference))
         for side in (64, 128, 224):
             shrunk = reference.resize((side, side), Image.Resampling.LANCZOS)
             triangle = reference.resize((side, side), Image.Resampling.BILINEAR)
@@ -357,12 +335,17 @@ def test_transparent_png_lies_on_white() -> None:
 def test_palette_and_16_bit_png() -> None:
     photo = Image.fromarray(skimage.data.coffee()).crop((0, 0, 64, 64))
     palette = photo.quantize(32)
-    np.testing.assert_array_equal(
-        decode(encode(palette, "PNG"), 64), np.asarray(palette.convert("RGB"))
-    )
+    np.testing.assert_array_equal(decode(encode(palette, "PNG"), 64), np.asarray(palette.convert("RGB")))
     gray = np.asarray(photo.convert("L"))
     deep = Image.fromarray(gray.astype(np.uint16) * 257)
     np.testing.assert_array_equal(decode(encode(deep, "PNG"), 64)[..., 0], gray)
+
+
+@pytest.mark.parametrize("format", ["GIF", "BMP", "WEBP"])
+def test_file_of_another_format_is_read_for_what_it_is(format: str) -> None:
+    photo = Image.new("RGB", (40, 30), (0, 102, 204))
+    image = decode(encode(photo, format), 16)
+    assert abs(image.astype(int) - (0, 102, 204)).max() <= 4
 
 
 # Undecodable photos.
@@ -398,8 +381,7 @@ def test_undecodable_photos_keep_their_place_and_are_named(
 ) -> None:
     whole, copy, damage = damaged
     batches = [
-        stack(list(data.eval_batches(make_config("folder", root), "test", batch_size=6)))
-        for root in (whole, copy)
+        stack(list(data.eval_batches(make_config("folder", root), "test", batch_size=6))) for root in (whole, copy)
     ]
     masked = batches[1]["mask"] == 0
     assert masked.sum() == len(damage) + 2  # 40 photos in batches of 6 need 2 rows of padding
@@ -439,17 +421,14 @@ def test_food101_splits_the_official_training_photos() -> None:
     assert len(info.class_names) == 101
     assert info.class_names[0] == "apple_pie"
     assert info.sizes == {"train": 2290, "validation": 572, "test": 365}
-    builder = tfds.builder("food101", data_dir=str(SHARED / "food101_256"))
+    builder: Any = tfds.builder("food101", data_dir=str(SHARED / "food101_256"))
     official = [
         int(example["label"])
         for example in builder.as_dataset(
             split="train", decoders={"image": tfds.decode.SkipDecoding()}
         ).as_numpy_iterator()
     ]
-    ours = [
-        stack(list(data.eval_batches(config, split, batch_size=286)))
-        for split in ("train", "validation")
-    ]
+    ours = [stack(list(data.eval_batches(config, split, batch_size=286))) for split in ("train", "validation")]
     labels = np.concatenate([batches["label"][batches["mask"] == 1] for batches in ours])
     assert sorted(labels) == sorted(official)
     images = [bytes(image) for batches in ours for image in batches["image"][batches["mask"] == 1]]
@@ -462,12 +441,9 @@ def test_food101_photos_agree_with_pil() -> None:
 
     config = make_config("food101", SHARED / "food101_256", resolution=128)
     batch = next(data.eval_batches(config, "test", batch_size=32))
-    raw = tfds.builder("food101", data_dir=str(SHARED / "food101_256")).as_dataset(
-        split="validation", decoders={"image": tfds.decode.SkipDecoding()}
-    )
-    for image, label, example in zip(
-        batch["image"], batch["label"], raw.as_numpy_iterator(), strict=False
-    ):
+    builder: Any = tfds.builder("food101", data_dir=str(SHARED / "food101_256"))
+    raw = builder.as_dataset(split="validation", decoders={"image": tfds.decode.SkipDecoding()})
+    for image, label, example in zip(batch["image"], batch["label"], raw.as_numpy_iterator(), strict=False):
         photo = centre_square(Image.open(io.BytesIO(example["image"])).convert("RGB"))
         assert psnr(image, photo.resize((128, 128), Image.Resampling.LANCZOS)) > 30
         assert label == example["label"]
@@ -475,16 +451,11 @@ def test_food101_photos_agree_with_pil() -> None:
 
 @needs_food101
 def test_food101_stream_resumes_and_is_shared_exactly() -> None:
-    config = make_config(
-        "food101", SHARED / "food101_256", resolution=32, shuffle_buffer=512, train_fraction=0.1
-    )
+    config = make_config("food101", SHARED / "food101_256", resolution=32, shuffle_buffer=512, train_fraction=0.1)
     # 286 photos, so step 12 of 24 is in the second epoch.
     uninterrupted = take(config, 16, batch_size=24)
     assert_same(uninterrupted[13:], take(config, 3, batch_size=24, start_step=13))
-    shares = [
-        take(config, 4, batch_size=24, start_step=12, process_index=index, process_count=3)
-        for index in range(3)
-    ]
+    shares = [take(config, 4, batch_size=24, start_step=12, process_index=index, process_count=3) for index in range(3)]
     assert_same(uninterrupted[12:], join(shares))
 
 
@@ -502,7 +473,7 @@ def test_food101_without_photos_is_refused(tmp_path: Path) -> None:
         tfds.core.SplitInfo(name=name, shard_lengths=[], num_bytes=0, filename_template=None)
         for name in ("train", "validation")
     ]
-    builder.info.set_splits(tfds.core.splits.SplitDict(splits))
+    builder.info.set_splits(type(builder.info.splits)(splits))
     builder.info.write_to_directory(builder.data_dir)
     with pytest.raises(ValueError, match="holds no photo"):
         data.dataset_info(make_config("food101", tmp_path))
@@ -537,12 +508,10 @@ def test_folder_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
 
 
 def test_batch_that_does_not_divide_among_processes_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size=5.*2"):
+    with pytest.raises(ValueError, match=r"batch_size=5.*2"):
         data.train_batches(make_config("sample"), batch_size=5, seed=0, process_count=2)
     with pytest.raises(ValueError, match="process_index=2"):
-        data.eval_batches(
-            make_config("sample"), "test", batch_size=4, process_index=2, process_count=2
-        )
+        data.eval_batches(make_config("sample"), "test", batch_size=4, process_index=2, process_count=2)
 
 
 def test_unknown_split_is_refused_at_once() -> None:

@@ -100,22 +100,16 @@ def open_source(data_config: ConfigDict) -> Source:
     """Opens the source that `config.data` names; TensorFlow is imported for photo files only."""
     config: Any = data_config
     if config.source not in SOURCES:
-        raise ValueError(
-            f"config.data.source={config.source!r} is none of {', '.join(map(repr, SOURCES))}"
-        )
+        raise ValueError(f"config.data.source={config.source!r} is none of {', '.join(map(repr, SOURCES))}")
     if config.resolution < 1:
-        raise ValueError(
-            f"config.data.resolution={config.resolution} must be the side of a photo in pixels"
-        )
+        raise ValueError(f"config.data.resolution={config.resolution} must be the side of a photo in pixels")
     if not 0 < config.train_fraction < 1:
         raise ValueError(
             f"config.data.train_fraction={config.train_fraction} must lie between 0 and 1: the "
             "share of the official training photos that trains, while the rest validates"
         )
     if config.shuffle_buffer < 1:
-        raise ValueError(
-            f"config.data.shuffle_buffer={config.shuffle_buffer} must be 1 or more examples"
-        )
+        raise ValueError(f"config.data.shuffle_buffer={config.shuffle_buffer} must be 1 or more examples")
     if config.source == "sample":
         from colorjax.data.sample import open_sample
 
@@ -124,7 +118,14 @@ def open_source(data_config: ConfigDict) -> Source:
         from colorjax.data.packed import open_pack
 
         return open_pack(config.dir, resolution=config.resolution)
-    from colorjax.data.photos import open_folder, open_food101
+    try:
+        from colorjax.data.photos import open_folder, open_food101
+    except ImportError as error:
+        raise ImportError(
+            f"config.data.source={config.source!r} needs TensorFlow and TensorFlow Datasets "
+            "(pip install tensorflow tensorflow-datasets importlib_resources). Where they cannot "
+            "be installed, read a pack: config.data.source='packed'"
+        ) from error
 
     if config.source == "folder":
         return open_folder(

@@ -25,9 +25,7 @@ from colorjax.data.packed import write_pack
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration; its `data` part says which photos.", lock_config=True
 )
-_OUT = flags.DEFINE_string(
-    "out", None, "Folder of the new pack; it must not exist yet.", required=True
-)
+_OUT = flags.DEFINE_string("out", None, "Folder of the new pack; it must not exist yet.", required=True)
 _SPLITS = flags.DEFINE_list("splits", list(SPLITS), "Splits to write, separated by commas.")
 
 

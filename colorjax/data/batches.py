@@ -127,9 +127,7 @@ class RowSource:
             indices = np.empty_like(places)
             for epoch in np.unique(epochs):
                 if epoch not in permutations:
-                    permutations[epoch] = np.random.default_rng([seed, epoch]).permutation(
-                        len(rows)
-                    )
+                    permutations[epoch] = np.random.default_rng([seed, epoch]).permutation(len(rows))
                 here = epochs == epoch
                 indices[here] = permutations[epoch][places[here]]
             for passed in [epoch for epoch in permutations if epoch < epochs[0]]:

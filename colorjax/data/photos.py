@@ -50,10 +50,7 @@ class PhotoSource:
             shuffle_buffer: undecoded examples that training shuffles among.
             keep: what has to live as long as this source does.
         """
-        sizes = {
-            split: builder.info.splits[tfds_split].num_examples
-            for split, tfds_split in splits.items()
-        }
+        sizes = {split: builder.info.splits[tfds_split].num_examples for split, tfds_split in splits.items()}
         self.info = DatasetInfo(name, tuple(builder.info.features["label"].names), sizes)
         self.undecodable: list[str] = []
         self._builder = builder
@@ -195,10 +192,18 @@ def decode_photo(file: tf.Tensor, *, resolution: int) -> tf.Tensor:
         alpha = rgba[..., 3:] / 255
         return tf.cast(tf.round(rgba[..., :3] * alpha + 255 * (1 - alpha)), tf.uint8)
 
-    image = tf.cond(
-        tf.strings.substr(file, 0, len(_PNG_SIGNATURE)) == _PNG_SIGNATURE,
-        decode_png,
-        lambda: tf.io.decode_image(file, channels=3, expand_animations=False),
+    def decode_jpeg() -> tf.Tensor:
+        # The default, INTEGER_FAST, is no faster and tints photos green: red and blue lose more
+        # than 1 of 255 on average. INTEGER_ACCURATE is what PIL decodes, bit for bit.
+        return tf.io.decode_jpeg(file, channels=3, dct_method="INTEGER_ACCURATE")
+
+    image = tf.case(
+        [
+            (tf.io.is_jpeg(file), decode_jpeg),
+            (tf.strings.substr(file, 0, len(_PNG_SIGNATURE)) == _PNG_SIGNATURE, decode_png),
+        ],
+        # Photos from the web carry .jpg in their names, whatever they are.
+        default=lambda: tf.io.decode_image(file, channels=3, expand_animations=False),
     )
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     side = tf.minimum(height, width)
@@ -265,9 +270,7 @@ def open_food101(
     )
 
 
-def open_folder(
-    directory: str, *, resolution: int, train_fraction: float, shuffle_buffer: int
-) -> PhotoSource:
+def open_folder(directory: str, *, resolution: int, train_fraction: float, shuffle_buffer: int) -> PhotoSource:
     """Opens a folder of JPEG and PNG files through TFDS's ImageFolder.
 
     Two layouts are read: `directory/split/class/photo.jpg`, where `train` is required and `test`,
@@ -290,8 +293,7 @@ def open_folder(
     root = Path(directory).expanduser().resolve()
     if not directory or not root.is_dir():
         raise FileNotFoundError(
-            f"config.data.dir={directory!r} is no folder: give one that holds "
-            "class/photo.jpg or split/class/photo.jpg"
+            f"config.data.dir={directory!r} is no folder: give one that holds class/photo.jpg or split/class/photo.jpg"
         )
     splits = _folder_splits(root, train_fraction=train_fraction)
     for split, classes in splits.items():
@@ -332,9 +334,7 @@ _Classes = dict[str, list[Path]]
 def _folder_splits(root: Path, *, train_fraction: float) -> dict[str, _Classes]:
     """Photos by split and class."""
     official = {
-        name: _photos_by_class(root / name)
-        for name in ("train", "test", "validation", "val")
-        if (root / name).is_dir()
+        name: _photos_by_class(root / name) for name in ("train", "test", "validation", "val") if (root / name).is_dir()
     }
     if not any(official.get("train", {}).values()):
         official = {"train": _photos_by_class(root)}
