@@ -5,8 +5,6 @@ Every field of the configuration can be set: `--config.joint.steps=100`, `--conf
 `--config=configs/paper.py:no_fusion`. The same command again resumes; SIGTERM saves and stops.
 """
 
-import logging
-
 import jax
 from absl import app, flags
 from ml_collections import config_flags
@@ -33,12 +31,13 @@ _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every setting is a --flag")
-    logging.getLogger("colorjax").setLevel(logging.INFO)
     if _DISTRIBUTED.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     # After the flags are read, so that --help is quick.
     from colorjax import evaluate, training
+    from colorjax.progress import log_to_terminal
 
+    log_to_terminal()
     training.train(_CONFIG.value, _WORKDIR.value)
     if _CONFIG.value.stage != "pretrain" and _CONFIG.value.joint.steps > 0:
         evaluate.evaluate(_WORKDIR.value, split="test")

@@ -82,14 +82,16 @@ def _ungrouped(x: jax.Array, like: jax.Array) -> jax.Array:
 
 def _transpose_pad(x: jax.Array, reach: int) -> jax.Array:
     """The transpose of `_pad`: adds what lies in the border to the pixels that it mirrors."""
+    # The barriers take the border out before the inside is updated, so that both happen in place.
     for axis in (1, 2) if reach else ():
+        x = lax.optimization_barrier(x)
         end = x.shape[axis]
         before = lax.rev(lax.slice_in_dim(x, 0, reach, axis=axis), [axis])
         behind = lax.rev(lax.slice_in_dim(x, end - reach, end, axis=axis), [axis])
-        # The barrier takes the border out before the inside is updated, hence in place.
         x, before, behind = lax.optimization_barrier((x, before, behind))
         x = _add_at(x, before, reach + 1, axis=axis)
         x = _add_at(x, behind, end - 2 * reach - 1, axis=axis)
+    x = lax.optimization_barrier(x)
     return x[:, reach : x.shape[1] - reach, reach : x.shape[2] - reach]
 
 
@@ -139,7 +141,7 @@ def _patch_sum_bwd(
         )
         d_patch = d_padded[patch] + weights[:, :, :, j, None].astype(jnp.float32) * outer
         d_padded = lax.dynamic_update_slice(d_padded, d_patch, (0, dy, dx, 0, 0))
-    d_values = _transpose_pad(lax.optimization_barrier(d_padded), reach)
+    d_values = _transpose_pad(d_padded, reach)
     return _ungrouped(d_values, values), d_weights
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from colorjax.state import TrainState, Tree
@@ -55,7 +56,7 @@ class Checkpoints:
             for name in _ITEMS
         }
         restored = self._manager.restore(step, args=ocp.args.Composite(**abstract))
-        return like.replace(**{name: _unwrap(restored[name], name) for name in _ITEMS})
+        return TrainState(**{name: _unwrap(restored[name], name) for name in _ITEMS})
 
     def wait(self) -> None:
         """Returns when everything asked for is on disk."""
@@ -78,23 +79,25 @@ def load(directory: str | Path) -> tuple[int, Tree, Tree]:
     path = Path(directory).absolute()
     if not path.is_dir():
         raise FileNotFoundError(f"no checkpoint directory {path}")
-    with ocp.CheckpointManager(path, item_names=_ITEMS) as manager:
+    handlers = {name: ocp.PyTreeCheckpointHandler() for name in _ITEMS}
+    with ocp.CheckpointManager(path, item_names=_ITEMS, item_handlers=handlers) as manager:
         step = manager.latest_step()
         if step is None:
             raise FileNotFoundError(f"no finished checkpoint in {path}")
-    checkpointer = ocp.StandardCheckpointer()
-    trees = []
-    for name in ("params", "stats"):
-        item = path / str(step) / name
-        metadata = checkpointer.metadata(item).item_metadata.tree
-        as_numpy = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type="np.ndarray"),
-            metadata,
-            is_leaf=lambda x: hasattr(x, "shape"),
-        )
-        trees.append(ocp.PyTreeCheckpointer().restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
-    params, stats = trees
-    return step, params, stats
+        metadata = manager.item_metadata(step)
+        # As numpy, so that it does not matter on which devices the checkpoint was written.
+        as_numpy = {
+            name: ocp.args.PyTreeRestore(
+                restore_args=jax.tree.map(
+                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                    metadata[name].tree,
+                    is_leaf=lambda x: hasattr(x, "shape"),
+                )
+            )
+            for name in ("params", "stats")
+        }
+        restored = manager.restore(step, args=ocp.args.Composite(**as_numpy))
+    return step, restored["params"], restored["stats"]
 
 
 def graft(target: Tree, source: Tree, *, networks: Sequence[str], what: str) -> Tree:

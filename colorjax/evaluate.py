@@ -12,14 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
 from PIL import Image
 
 from colorjax import checkpointing, color, data, metrics, report, state, steps, training
+from colorjax.config import Config, load_config
 from colorjax.prior import Prior
+from colorjax.progress import log_to_terminal
 from colorjax.state import Program, Tree
 
 _log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def evaluate(workdir: str | Path, *, split: str = "test") -> dict[str, dict[str,
     params, stats = jax.device_put(trees, state.replicated(mesh))
     evaluated = _make_step(program, config, workdir, stage, mesh)
 
-    totals: dict[str, metrics.Totals] | None = None
+    totals: dict[str, metrics.Totals] = {}
     pictures: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in data.eval_batches(
         config.data,
@@ -81,12 +82,12 @@ def evaluate(workdir: str | Path, *, split: str = "test") -> dict[str, dict[str,
     ):
         measured, predicted = evaluated(params, stats, state.to_devices(batch, mesh))
         measured = jax.device_get(measured)
-        totals = measured if totals is None else metrics.add(totals, measured)
+        totals = {answer: metrics.add(totals[answer], total) if totals else total for answer, total in measured.items()}
         if predicted is not None and sum(len(p) for p, _ in pictures) < _PANEL_PHOTOS:
             crops = np.asarray(steps.cropped(batch["image"], config))
             there = batch["mask"] > 0
             pictures.append((crops[there], state.local_rows(predicted)[there]))
-    if totals is None:
+    if not totals:
         raise ValueError(f"the {split} split of {info.name} is empty")
 
     rows = {answer: metrics.mean(totals[answer]) for answer in ANSWERS if answer in totals}
@@ -112,18 +113,6 @@ def evaluate(workdir: str | Path, *, split: str = "test") -> dict[str, dict[str,
     return rows
 
 
-def load_config(workdir: Path) -> ml_collections.ConfigDict:
-    """The configuration that a run was trained with.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: {workdir} is not the workdir of a run")
-    return ml_collections.ConfigDict(json.loads(path.read_text())).lock()
-
-
 def as_table(rows: dict[str, dict[str, float]]) -> str:
     """The rows of `evaluate` as Markdown; a dash where a metric has no meaning."""
     columns = [name for name in COLUMNS if any(name in row for row in rows.values())]
@@ -135,7 +124,7 @@ def as_table(rows: dict[str, dict[str, float]]) -> str:
 
 def _make_step(
     program: Program,
-    config: ml_collections.ConfigDict,
+    config: Config,
     workdir: Path,
     stage: str,
     mesh: Mesh,
@@ -194,7 +183,7 @@ def _make_step(
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; give --workdir and --split")
-    logging.getLogger("colorjax").setLevel(logging.INFO)
+    log_to_terminal()
     evaluate(flags.FLAGS.workdir, split=flags.FLAGS.split)
 
 

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from colorjax import color, metrics
+from colorjax.config import Config
 from colorjax.models import Outputs
 
 
@@ -131,7 +131,7 @@ def total_loss(
     mask: jax.Array,
     targets: ColorTargets | None,
     prior: jax.Array | None,
-    config: ml_collections.ConfigDict,
+    config: Config,
 ) -> tuple[jax.Array, metrics.Totals]:
     """Loss (1) of a batch, and what is logged of it.
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from flax import nnx
 
 from colorjax import networks
 from colorjax.color import NUM_BINS
+from colorjax.config import Config
 
 SHARED = ("low_level", "global_features", "classification")
 """The networks that pretraining hands to the joint stage."""
@@ -35,7 +35,7 @@ class Classifier(nnx.Module):
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        config: Config,
         *,
         classes: int,
         image_size: int,
@@ -74,7 +74,7 @@ class Colorizer(Classifier):
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        config: Config,
         *,
         classes: int,
         image_size: int,
@@ -116,7 +116,7 @@ class Colorizer(Classifier):
         return Outputs(self.classification(for_class), color)
 
 
-def compute_dtype(config: ml_collections.ConfigDict) -> jnp.dtype:
+def compute_dtype(config: Config) -> jnp.dtype:
     """The dtype that the `model` section asks for: of activations; parameters and losses are float32."""
     name = config.dtype
     if name == "auto":

@@ -7,6 +7,7 @@ is nearest-neighbour.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ class LowLevelFeatures(nnx.Module):
         patch_relation_ratio: int,
         patch_output_ratio: int,
         patch_share: int,
-        patch_relation_norm: str,
+        patch_relation_norm: Literal["before", "after"],
         norm: NormFactory,
         dtype: DTypeLike,
         rngs: nnx.Rngs,

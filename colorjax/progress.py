@@ -5,11 +5,18 @@ import logging
 import time
 from pathlib import Path
 
+import absl.logging
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
 _log = logging.getLogger(__name__)
+
+
+def log_to_terminal() -> None:
+    """Shows what colorjax says, and of its libraries the warnings alone. For the commands."""
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    logging.getLogger("colorjax").setLevel(logging.INFO)
 
 
 class Progress:

@@ -6,17 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
-from flax import nnx, struct
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from colorjax.config import Config
 
 Tree = dict[str, Any]
 """Nested dicts of arrays, keyed by the names of networks and layers."""
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class TrainState:
     """Everything that a step changes, hence all that a checkpoint holds.
 
@@ -85,7 +87,7 @@ def local_rows(array: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(config: Config) -> optax.GradientTransformation:
     """The optimizer of a stage.
 
     Args:

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from jax.sharding import Mesh
 
 from colorjax import color, losses, metrics, state
 from colorjax.augment import augment, center_crop
+from colorjax.config import Config
 from colorjax.data import Batch
 from colorjax.models import Outputs
 from colorjax.state import Program, TrainState, Tree
@@ -31,7 +31,7 @@ class Reference(NamedTuple):
 def make_train_step(
     program: Program,
     optimizer: optax.GradientTransformation,
-    config: ml_collections.ConfigDict,
+    config: Config,
     stage: str,
     *,
     reference: Reference | None,
@@ -82,7 +82,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, before.opt_state, before.params)
         after = TrainState(
             step=before.step + 1,
-            params=optax.apply_updates(before.params, updates),
+            params=jax.tree.map(jnp.add, before.params, updates),
             stats=stats,
             opt_state=opt_state,
         )
@@ -95,7 +95,7 @@ def make_train_step(
 
 def make_eval_step(
     program: Program,
-    config: ml_collections.ConfigDict,
+    config: Config,
     *,
     reference: Reference | None,
     mesh: Mesh,
@@ -141,13 +141,13 @@ def colorized(outputs: Outputs, l: jax.Array, *, temperature: float) -> jax.Arra
     return color.lab_to_rgb(jnp.concatenate([l, ab], axis=-1))
 
 
-def cropped(image: Any, config: ml_collections.ConfigDict) -> jax.Array:
+def cropped(image: Any, config: Config) -> jax.Array:
     """What evaluation sees of the host's photos: uint8 [B, S, S, 3] -> uint8 [B, image_size, image_size, 3]."""
     return center_crop(jnp.asarray(image), config.data.image_size)
 
 
 def prepared(
-    batch: Batch, config: ml_collections.ConfigDict, reference: Reference | None
+    batch: Batch, config: Config, reference: Reference | None
 ) -> tuple[jax.Array, jax.Array, losses.ColorTargets | None]:
     """A batch as evaluation sees it: rgb and Lab of the centre crops, float32, and the colour targets if there is a
     reference."""
@@ -161,7 +161,7 @@ def loss(
     outputs: Outputs,
     batch: Any,
     targets: losses.ColorTargets | None,
-    config: ml_collections.ConfigDict,
+    config: Config,
     reference: Reference | None,
 ) -> tuple[jax.Array, metrics.Totals]:
     """losses.total_loss as the configuration wants it."""
@@ -179,7 +179,7 @@ def _targets(
     lab: jax.Array,
     inside: jax.Array,
     mask: jax.Array,
-    config: ml_collections.ConfigDict,
+    config: Config,
     reference: Reference | None,
 ) -> losses.ColorTargets | None:
     if reference is None:

@@ -1,6 +1,5 @@
 """Training: the start-up order and the one loop that both stages share."""
 
-import json
 import logging
 import signal
 from collections.abc import Callable, Iterator
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -17,6 +15,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from colorjax import checkpointing, color, data, metrics, report, state, steps
+from colorjax.config import Config, claim
 from colorjax.models import SHARED, Classifier, Colorizer
 from colorjax.prior import Prior, count
 from colorjax.progress import Progress
@@ -28,7 +27,7 @@ STAGES = ("pretrain", "joint")
 _PANEL_PHOTOS = 8
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
+def train(config: Config, workdir: str | Path) -> None:
     """Trains the configured stages in order, each from where it stopped.
 
     Writes config.json, and for each stage `<stage>/checkpoints`, `<stage>/metrics.jsonl`, TensorBoard's files and, in
@@ -47,6 +46,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     if config.stage not in ("both", *STAGES):
         raise ValueError(f"stage is {config.stage!r}; it must be both, pretrain or joint")
     claim(config, workdir)
+    _barrier("claim")
     mesh = state.make_mesh()
     with _termination() as terminated:
         for stage in STAGES:
@@ -54,41 +54,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
                 _train_stage(config, stage, workdir, mesh, terminated)
 
 
-def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Writes the configuration into the workdir, or compares it with the one that is there.
-
-    Raises:
-        ValueError: if they differ in anything but `stage`: lists the differences.
-    """
-    path = workdir / "config.json"
-    mine = json.loads(config.to_json())
-    if path.exists():
-        there, now = _flat(json.loads(path.read_text())), _flat(mine)
-        differing = [
-            f"  {key}: {there.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
-            for key in sorted(there.keys() | now.keys())
-            if key != "stage" and there.get(key) != now.get(key)
-        ]
-        if differing:
-            raise ValueError(
-                f"{workdir} belongs to a run with another configuration:\n"
-                + "\n".join(differing)
-                + "\nTake another --workdir, or the configuration that is there."
-            )
-    elif jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(mine, indent=2) + "\n")
-        temporary.replace(path)
-    _barrier("claim")
-
-
-def build_program(config: ml_collections.ConfigDict, stage: str, *, classes: int) -> Program:
+def build_program(config: Config, stage: str, *, classes: int) -> Program:
     """A stage's model as a function, without making any parameters."""
     return Program.split(nnx.eval_shape(_maker(config, stage, classes), jax.random.key(0)))[0]
 
 
-def init_model(config: ml_collections.ConfigDict, stage: str, *, classes: int) -> tuple[Tree, Tree]:
+def init_model(config: Config, stage: str, *, classes: int) -> tuple[Tree, Tree]:
     """A stage's initial parameters and statistics, which depend on the seed alone."""
     make = _maker(config, stage, classes)
     # The key is an argument, since of a constant XLA would compute every random number while it compiles; and the
@@ -100,12 +71,12 @@ def init_model(config: ml_collections.ConfigDict, stage: str, *, classes: int) -
     return initialize(jax.random.key(config.seed))
 
 
-def prior_path(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+def prior_path(config: Config, workdir: Path) -> Path:
     """Where the prior of a run is."""
     return Path(config.data.prior) if config.data.prior else workdir / "prior.npz"
 
 
-def load_reference(config: ml_collections.ConfigDict, workdir: Path) -> steps.Reference:
+def load_reference(config: Config, workdir: Path) -> steps.Reference:
     """The prior and the rarity weights: from `data.prior`, else from the workdir, where they are counted once."""
     path = prior_path(config, workdir)
     if not config.data.prior and not path.exists():
@@ -121,13 +92,19 @@ def load_reference(config: ml_collections.ConfigDict, workdir: Path) -> steps.Re
 
 
 def _train_stage(
-    config: ml_collections.ConfigDict,
+    config: Config,
     stage: str,
     workdir: Path,
     mesh: Mesh,
     terminated: Callable[[int], bool],
 ) -> None:
     own, directory = config[stage], workdir / stage
+    checkpoints = checkpointing.Checkpoints(directory / "checkpoints")
+    start = checkpoints.latest_step() or 0
+    if start >= own.steps:
+        _log.info("%s: all %d steps are done", stage, own.steps)
+        checkpoints.close()
+        return
     info = data.dataset_info(config.data)
     reference = load_reference(config, workdir) if stage == "joint" else None
     optimizer = state.make_optimizer(own)
@@ -136,8 +113,6 @@ def _train_stage(
     train_step = steps.make_train_step(program, optimizer, config, stage, reference=reference, mesh=mesh)
     eval_step = steps.make_eval_step(program, config, reference=reference, mesh=mesh)
 
-    checkpoints = checkpointing.Checkpoints(directory / "checkpoints")
-    start = checkpoints.latest_step() or 0
     params, stats = init_model(config, stage, classes=classes)
     if not start and stage == "joint":
         params, stats = _grafted(config, workdir, params, stats)
@@ -167,7 +142,7 @@ def _train_stage(
         process_count=jax.process_count(),
     )
 
-    since_record: metrics.Totals | None = None
+    since_record: metrics.Totals = {}
 
     def settle(step: int, logged: metrics.Totals) -> None:
         # Waits for this step alone: the devices are busy with the next one already.
@@ -178,10 +153,10 @@ def _train_stage(
                 f"{stage}: the loss of step {step} is {read['loss'][0]}; lower {stage}.learning_rate "
                 f"or set {stage}.clip_norm. The newest checkpoint is from before."
             )
-        since_record = read if since_record is None else metrics.add(since_record, read)
+        since_record = metrics.add(since_record, read) if since_record else read
         if step % own.log_every == 0 or step == own.steps:
             progress.train(step, metrics.mean(since_record))
-            since_record = None
+            since_record = {}
 
     unread: tuple[int, metrics.Totals] | None = None
     for step in range(start + 1, own.steps + 1):
@@ -214,7 +189,7 @@ def _train_stage(
 
 
 def _validate(
-    config: ml_collections.ConfigDict,
+    config: Config,
     stage: str,
     eval_step: Callable,
     current: state.TrainState,
@@ -224,7 +199,7 @@ def _validate(
     directory: Path,
 ) -> None:
     own = config[stage]
-    total: metrics.Totals | None = None
+    total: metrics.Totals = {}
     seen = 0
     for batch in data.eval_batches(
         config.data,
@@ -234,20 +209,20 @@ def _validate(
         process_count=jax.process_count(),
     ):
         logged, colored = eval_step(current.params, current.stats, state.to_devices(batch, mesh))
-        if total is None and colored is not None:
+        if not total and colored is not None:
             _save_panel(config, batch, colored, progress, step, directory)
         logged = jax.device_get(logged)
-        total = logged if total is None else metrics.add(total, logged)
+        total = metrics.add(total, logged) if total else logged
         seen += own.batch_size
         if 0 < own.eval_photos <= seen:
             break
-    if total is None:
+    if not total:
         raise ValueError("the validation split is empty; lower data.train_fraction")
     progress.validation(step, metrics.mean(total))
 
 
 def _save_panel(
-    config: ml_collections.ConfigDict,
+    config: Config,
     batch: data.Batch,
     colored: jax.Array,
     progress: Progress,
@@ -265,13 +240,13 @@ def _save_panel(
     progress.picture(step, "gray | predicted | true", picture)
 
 
-def _maker(config: ml_collections.ConfigDict, stage: str, classes: int) -> Callable[[jax.Array], nnx.Module]:
+def _maker(config: Config, stage: str, classes: int) -> Callable[[jax.Array], nnx.Module]:
     model = Classifier if stage == "pretrain" else Colorizer
     size = config.data.image_size
     return lambda key: model(config.model, classes=classes, image_size=size, rngs=nnx.Rngs(key))
 
 
-def _grafted(config: ml_collections.ConfigDict, workdir: Path, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
+def _grafted(config: Config, workdir: Path, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
     source = Path(config.joint.init_from or workdir) / "pretrain" / "checkpoints"
     if not config.joint.init_from and config.pretrain.steps == 0:
         return params, stats
@@ -313,14 +288,6 @@ def _termination() -> Iterator[Callable[[int], bool]]:
         yield lambda step: came
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def _barrier(name: str) -> None:

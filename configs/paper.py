@@ -3,14 +3,16 @@
 Where the two pages say nothing, the value is our reading, and the comment says so. The rows are in ablations.py.
 """
 
+from typing import Any
+
 import ml_collections
 
 from configs import ablations
 
 
-def get_config(row: str = "full") -> ml_collections.ConfigDict:
+def get_config(row: str = "full") -> Any:
     """The configuration of both stages, with the overrides of one ablation row applied."""
-    c = ml_collections.ConfigDict()
+    c: Any = ml_collections.ConfigDict()
     c.seed = 0  # of the initialisation, the shuffling and the augmentation
     c.stage = "both"  # both | pretrain | joint; a stage whose `steps` is 0 is left out
 
@@ -73,9 +75,9 @@ def get_config(row: str = "full") -> ml_collections.ConfigDict:
     return c.lock()
 
 
-def _stage() -> ml_collections.ConfigDict:
+def _stage() -> Any:
     """Optimisation, none of which the paper gives; and how often a stage reports."""
-    s = ml_collections.ConfigDict()
+    s: Any = ml_collections.ConfigDict()
     s.optimizer = "adam"  # adam | adamw | adadelta (Iizuka)
     s.learning_rate = 1e-4  # its peak
     s.warmup_steps = 0  # linear, from 0

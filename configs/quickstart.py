@@ -4,12 +4,12 @@ The photographs are the few that scikit-image ships, the width is a quarter, and
 from configs/paper.py, so what is not set here is the paper's.
 """
 
-import ml_collections
+from typing import Any
 
 from configs import paper
 
 
-def get_config(row: str = "full") -> ml_collections.ConfigDict:
+def get_config(row: str = "full") -> Any:
     """The configuration, with the overrides of one ablation row applied."""
     c = paper.get_config(row).unlock()
     c.data.source = "sample"

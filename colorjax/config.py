@@ -1,0 +1,59 @@
+"""The configuration beside the checkpoints: config.json, by which a run knows itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+Config = Any
+"""A locked ConfigDict of configs/paper.py's fields, or one of its sections; its fields have no static types."""
+
+
+def claim(config: Config, workdir: Path) -> None:
+    """Writes the configuration into the workdir, or compares it with the one that is there.
+
+    Raises:
+        ValueError: if they differ in anything but `stage`: lists the differences.
+    """
+    path = workdir / "config.json"
+    mine = json.loads(config.to_json())
+    if path.exists():
+        there, now = _flat(json.loads(path.read_text())), _flat(mine)
+        differing = [
+            f"  {key}: {there.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
+            for key in sorted(there.keys() | now.keys())
+            if key != "stage" and there.get(key) != now.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"{workdir} belongs to a run with another configuration:\n"
+                + "\n".join(differing)
+                + "\nTake another --workdir, or the configuration that is there."
+            )
+    elif jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(mine, indent=2) + "\n")
+        temporary.replace(path)
+
+
+def load_config(workdir: Path) -> Config:
+    """The configuration that a run was trained with.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: {workdir} is not the workdir of a run")
+    return ConfigDict(json.loads(path.read_text())).lock()
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
