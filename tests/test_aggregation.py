@@ -1,0 +1,183 @@
+"""The patch sum against sums written out pixel by pixel."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from colorjax.aggregation import patch_sum
+
+
+def _reflected(i: int, length: int) -> int:
+    i = abs(i)
+    return i if i < length else 2 * (length - 1) - i
+
+
+def _looped(values: np.ndarray, weights: np.ndarray, kernel_size: int) -> np.ndarray:
+    """y_i[c] = Σ_j w_{i,j}[c mod G] · v_{i+j}[c], one product after the other."""
+    batch, height, width, channels = values.shape
+    total = np.zeros(values.shape, np.float64)
+    for b, y, x, c in np.ndindex(batch, height, width, channels):
+        for j, (dy, dx) in enumerate(itertools.product(range(kernel_size), repeat=2)):
+            at_y = _reflected(y + dy - kernel_size // 2, height)
+            at_x = _reflected(x + dx - kernel_size // 2, width)
+            weight = weights[b, y, x, j, c % weights.shape[4]]
+            total[b, y, x, c] += float(weight) * float(values[b, at_y, at_x, c])
+    return total
+
+
+def _looped_gradients(
+    values: np.ndarray, weights: np.ndarray, cotangent: np.ndarray, kernel_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The transposes of `_looped`, by giving each product back to its two factors."""
+    batch, height, width, channels = values.shape
+    d_values, d_weights = np.zeros(values.shape), np.zeros(weights.shape)
+    for b, y, x, c in np.ndindex(batch, height, width, channels):
+        for j, (dy, dx) in enumerate(itertools.product(range(kernel_size), repeat=2)):
+            at_y = _reflected(y + dy - kernel_size // 2, height)
+            at_x = _reflected(x + dx - kernel_size // 2, width)
+            g, outer = c % weights.shape[4], float(cotangent[b, y, x, c])
+            d_values[b, at_y, at_x, c] += outer * float(weights[b, y, x, j, g])
+            d_weights[b, y, x, j, g] += outer * float(values[b, at_y, at_x, c])
+    return d_values, d_weights
+
+
+def _unfolded(values: jax.Array, weights: jax.Array, kernel_size: int) -> jax.Array:
+    """The naive twin: the patches gathered into a k² times larger tensor, then one product."""
+    height, width = values.shape[1:3]
+    reach = kernel_size // 2
+    rows = np.array([[_reflected(y + d, height) for y in range(height)] for d in _around(reach)])
+    columns = np.array([[_reflected(x + d, width) for x in range(width)] for d in _around(reach)])
+    patches = values[:, rows[:, None, :, None], columns[None, :, None, :]]
+    patches = patches.reshape(values.shape[0], kernel_size**2, *values.shape[1:])
+    share = values.shape[3] // weights.shape[4]
+    return jnp.einsum("bjhwc,bhwjc->bhwc", patches, jnp.tile(weights, share))
+
+
+def _around(reach: int) -> range:
+    return range(-reach, reach + 1)
+
+
+def _arrays(
+    shape: tuple[int, int, int, int], groups: int, kernel_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(7)
+    values = rng.normal(size=shape)
+    weights = rng.normal(size=(*shape[:3], kernel_size**2, groups))
+    return (
+        values.astype(np.float32),
+        weights.astype(np.float32),
+        rng.normal(size=shape).astype(np.float32),
+    )
+
+
+def _both_ways(
+    values: jax.typing.ArrayLike,
+    weights: jax.typing.ArrayLike,
+    cotangent: jax.typing.ArrayLike,
+    kernel_size: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    @jax.jit
+    def run(values: jax.Array, weights: jax.Array, cotangent: jax.Array):
+        out, pull = jax.vjp(lambda v, w: patch_sum(v, w, kernel_size=kernel_size), values, weights)
+        return out, *pull(cotangent)
+
+    return run(jnp.asarray(values), jnp.asarray(weights), jnp.asarray(cotangent))
+
+
+# (2, 5, 4, 6) with k = 3 has an inside; with k = 7, 4 rows are the least that the reflection
+# takes, so that every pixel's patch is reflected on all four sides.
+SIZES = [
+    ((2, 5, 4, 6), 3, 3),
+    ((1, 4, 6, 4), 2, 7),
+    ((1, 4, 4, 2), 1, 7),
+    ((2, 3, 5, 3), 3, 5),
+    ((1, 2, 2, 4), 4, 1),
+]
+
+
+@pytest.mark.parametrize(("shape", "groups", "kernel_size"), SIZES)
+def test_equals_the_written_out_sum_and_its_transposes(shape, groups, kernel_size):
+    values, weights, cotangent = _arrays(shape, groups, kernel_size)
+    out, d_values, d_weights = _both_ways(values, weights, cotangent, kernel_size)
+    np.testing.assert_allclose(out, _looped(values, weights, kernel_size), atol=1e-4)
+    expected = _looped_gradients(values, weights, cotangent, kernel_size)
+    np.testing.assert_allclose(d_values, expected[0], atol=1e-4)
+    np.testing.assert_allclose(d_weights, expected[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "groups", "kernel_size"), [((2, 14, 11, 32), 4, 3), ((2, 9, 12, 16), 2, 7)])
+def test_gradients_equal_those_of_the_unfolded_form(shape, groups, kernel_size):
+    values, weights, cotangent = _arrays(shape, groups, kernel_size)
+    found = _both_ways(values, weights, cotangent, kernel_size)
+    out, pull = jax.vjp(lambda v, w: _unfolded(v, w, kernel_size), values, weights)
+    for ours, naive in zip(found, (out, *pull(cotangent)), strict=True):
+        np.testing.assert_allclose(ours, naive, atol=2e-5)
+
+
+def test_gradients_equal_finite_differences():
+    values, weights, cotangent = _arrays((1, 4, 5, 4), 2, 3)
+    _, d_values, d_weights = _both_ways(values, weights, cotangent, 3)
+    rng = np.random.default_rng(1)
+    for _ in range(4):
+        step_v, step_w = rng.normal(size=values.shape), rng.normal(size=weights.shape)
+        ahead = _looped(values + 1e-4 * step_v, weights + 1e-4 * step_w, 3)
+        back = _looped(values - 1e-4 * step_v, weights - 1e-4 * step_w, 3)
+        slope = ((ahead - back) * cotangent).sum() / 2e-4
+        found = (np.asarray(d_values) * step_v).sum() + (np.asarray(d_weights) * step_w).sum()
+        assert found == pytest.approx(slope, rel=1e-4, abs=1e-3)
+
+
+def test_channel_c_takes_weight_channel_c_mod_groups():
+    values = np.ones((1, 3, 3, 6), np.float32)
+    weights = np.broadcast_to(np.float32([1, 2, 3]), (1, 3, 3, 9, 3))
+    out = patch_sum(jnp.asarray(values), jnp.asarray(weights), kernel_size=3)
+    np.testing.assert_allclose(out[0, 1, 1], 9 * np.float32([1, 2, 3, 1, 2, 3]))
+
+
+def test_offsets_run_row_by_row():
+    values = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    weights = np.zeros((1, 4, 4, 9, 1), np.float32)
+    weights[..., 5, 0] = 1  # row 0, column +1: the neighbour on the right, mirrored at the edge.
+    out = patch_sum(jnp.asarray(values), jnp.asarray(weights), kernel_size=3)
+    np.testing.assert_array_equal(out[0, :, :, 0], values[0, :, [1, 2, 3, 2], 0].T)
+
+
+def test_bfloat16_sums_in_float32():
+    values, weights, cotangent = (jnp.asarray(x, jnp.bfloat16) for x in _arrays((2, 9, 8, 16), 2, 7))
+    found = _both_ways(values, weights, cotangent, 7)
+    exact = [np.asarray(x, np.float32) for x in (values, weights, cotangent)]
+    expected = (_looped(*exact[:2], 7), *_looped_gradients(*exact, 7))
+    for index, (ours, naive) in enumerate(zip(found, expected, strict=True)):
+        assert ours.dtype == jnp.bfloat16, index
+        # One rounding of the result, 2⁻⁹ of it, and no more: a bfloat16 sum of 49 would lose ten
+        # times that.
+        np.testing.assert_allclose(np.asarray(ours, np.float32), naive, rtol=2**-8, atol=1e-4)
+
+
+def test_neither_pass_holds_a_tensor_larger_than_the_weights():
+    shapes = [(2, 56, 56, 64), (2, 56, 56, 49, 8), (2, 56, 56, 64)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    run = jax.jit(lambda v, w, c: jax.vjp(lambda *x: patch_sum(*x, kernel_size=7), v, w)[1](c))
+    analysis = run.lower(*arrays).compile().memory_analysis()
+    assert analysis is not None
+    unfolded = 49 * 2 * 56 * 56 * 64 * 4
+    assert analysis.temp_size_in_bytes < unfolded / 8
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "kernel_size", "message"),
+    [
+        ((1, 4, 4, 6), (1, 4, 4, 16, 2), 4, "odd"),
+        ((4, 4, 6), (1, 4, 4, 9, 2), 3, "values must be"),
+        ((1, 4, 4, 6), (1, 4, 4, 25, 2), 3, r"weights must be \[1, 4, 4, 9, G\]"),
+        ((1, 4, 4, 6), (1, 4, 5, 9, 2), 3, "weights must be"),
+        ((1, 4, 4, 6), (1, 4, 4, 9, 4), 3, "6 channels are not a multiple of the weights' 4"),
+        ((1, 3, 4, 6), (1, 3, 4, 49, 2), 7, "larger image than 3×4"),
+    ],
+)
+def test_wrong_shapes_are_refused(values, weights, kernel_size, message):
+    with pytest.raises(ValueError, match=message):
+        patch_sum(jnp.zeros(values), jnp.zeros(weights), kernel_size=kernel_size)
