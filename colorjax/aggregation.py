@@ -127,20 +127,22 @@ def _patch_sum_bwd(
     reach = kernel_size // 2
     padded = _pad(_grouped(values, groups), reach)
     outer = _grouped(cotangent, groups)
-    d_padded = jnp.zeros_like(padded)
-    d_weights = jnp.zeros_like(weights)
-    # Slices are updated in place: stacking k² results would hold them all twice.
-    for j in range(kernel_size**2):
-        dy, dx = divmod(j, kernel_size)
-        patch = (slice(None), slice(dy, dy + height), slice(dx, dx + width))
-        product = outer * padded[patch]
+
+    def add_offset(j: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        d_padded, d_weights = sums
+        corner = (0, j // kernel_size, j % kernel_size, 0, 0)
+        product = outer * lax.dynamic_slice(padded, corner, outer.shape)
         # Written out, as XLA's own reduction over so few channels is not vectorised on CPU.
         shared = sum(product[..., c, :] for c in range(product.shape[3]))
-        d_weights = lax.dynamic_update_slice_in_dim(
-            d_weights, jnp.expand_dims(shared, 3).astype(weights.dtype), j, axis=3
-        )
-        d_patch = d_padded[patch] + weights[:, :, :, j, None].astype(jnp.float32) * outer
-        d_padded = lax.dynamic_update_slice(d_padded, d_patch, (0, dy, dx, 0, 0))
+        d_weights = lax.dynamic_update_index_in_dim(d_weights, jnp.asarray(shared, weights.dtype), j, axis=3)
+        weight = lax.dynamic_slice_in_dim(weights, j, 1, axis=3).astype(jnp.float32)
+        d_patch = lax.dynamic_slice(d_padded, corner, outer.shape) + weight * outer
+        return lax.dynamic_update_slice(d_padded, d_patch, corner), d_weights
+
+    # A loop updates both sums in place; stacking k² results would hold them all twice.
+    d_padded, d_weights = lax.fori_loop(
+        0, kernel_size**2, add_offset, (jnp.zeros_like(padded), jnp.zeros_like(weights))
+    )
     d_values = _transpose_pad(d_padded, reach)
     return _ungrouped(d_values, values), d_weights
 

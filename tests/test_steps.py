@@ -1,0 +1,127 @@
+"""The jitted steps on real photographs: every ablation row, and evaluation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from colorjax import data, state, steps, training
+from configs import ablations, paper
+
+
+def _config(row: str) -> Any:
+    config = paper.get_config(row).unlock()
+    config.data.update(source="sample", resolution=40, image_size=32)
+    config.model.width = 0.25
+    config.model.patch_kernels = (3, 5, 3)
+    config.joint.update(batch_size=4, learning_rate=1e-3)
+    return config.lock()
+
+
+def _setup(config: Any) -> tuple[Any, state.TrainState, Any, Any]:
+    mesh = state.make_mesh()
+    optimizer = state.make_optimizer(config.joint)
+    program = training.build_program(config, "joint", classes=8)
+    params, stats = training.init_model(config, "joint", classes=8)
+    reference = steps.Reference(jnp.full(313, 1 / 313), jnp.ones(313))
+    step = steps.make_train_step(program, optimizer, config, "joint", reference=reference, mesh=mesh)
+    evaluation = steps.make_eval_step(program, config, reference=reference, mesh=mesh)
+    return step, state.init_state(params, stats, optimizer, mesh), evaluation, mesh
+
+
+def _batch(config: Any, mesh: Any) -> Any:
+    return state.to_devices(next(data.train_batches(config.data, batch_size=4, seed=0)), mesh)
+
+
+# What the row's loss does not reach.
+_UNTRAINED = {
+    "no_class_loss": {"classification"},
+    "zhang2016_head": {"classification", "global_features"},
+}
+
+
+@pytest.mark.parametrize("row", ablations.ROWS)
+def test_a_row_takes_a_step(row: str) -> None:
+    config = _config(row)
+    step, before, _, mesh = _setup(config)
+    start = jax.device_get(before.params)
+    after, measured = step(before, _batch(config, mesh))
+    means = {name: float(total / count) for name, (total, count) in jax.device_get(measured).items()}
+    assert all(np.isfinite(value) for value in means.values())
+    assert int(after.step) == 1
+    # At the start a network knows nothing: its colour cross-entropy is near that of a uniform answer.
+    if config.model.head == "bins":
+        assert means["color_ce"] == pytest.approx(np.log(313), rel=0.15)
+    end = jax.device_get(after.params)
+    untrained = {name for name in start if jax.tree.all(jax.tree.map(np.array_equal, start[name], end[name]))}
+    assert untrained == _UNTRAINED.get(row, set())
+
+
+def test_every_row_changes_the_configuration() -> None:
+    full = paper.get_config().to_json()
+    assert [row for row in ablations.ROWS if paper.get_config(row).to_json() == full] == ["full"]
+    with pytest.raises(ValueError, match="no ablation row 'no_such'; the rows are full, no_pretraining"):
+        paper.get_config("no_such")
+
+
+def test_the_paper_preset_has_the_papers_numbers() -> None:
+    c = paper.get_config()
+    assert (c.pretrain.batch_size, c.pretrain.steps) == (32, 2_000_000)
+    assert (c.joint.batch_size, c.joint.steps) == (8, 2_000)
+    assert (c.data.image_size, c.data.train_fraction) == (224, 0.8)
+    assert c.augment.rotation > 0
+    assert c.augment.scale[0] < 1 < c.augment.scale[1]
+
+
+def test_evaluation_does_not_see_padding() -> None:
+    config = _config("full")
+    _, made, evaluation, mesh = _setup(config)
+    batch = next(data.train_batches(config.data, batch_size=4, seed=0))
+    batch["mask"][3] = 0
+    measured, photos = evaluation(made.params, made.stats, state.to_devices(batch, mesh))
+    other = {**batch, "image": batch["image"].copy()}
+    other["image"][3] = 255 - other["image"][3]
+    again, others = evaluation(made.params, made.stats, state.to_devices(other, mesh))
+    for name, (total, count) in measured.items():
+        assert float(total) == float(again[name][0])
+        assert float(count) == float(again[name][1])
+    assert float(measured["accuracy"][1]) == 3
+    assert np.array_equal(photos[:3], others[:3])
+    assert not np.array_equal(photos[3], others[3])
+
+
+def test_the_coloured_photo_keeps_the_luminance() -> None:
+    from skimage import color as reference
+
+    config = _config("full")
+    _, made, evaluation, mesh = _setup(config)
+    batch = next(data.train_batches(config.data, batch_size=4, seed=0))
+    photos = np.asarray(evaluation(made.params, made.stats, state.to_devices(batch, mesh))[1])
+    true = np.asarray(steps.cropped(batch["image"], config))
+    difference = np.abs(reference.rgb2lab(photos)[..., 0] - reference.rgb2lab(true)[..., 0])
+    # But for what lies outside sRGB and for rounding to 8 bits.
+    assert np.median(difference) < 0.3
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    config = _config("full").unlock()
+    config.joint.accumulate = 3
+    with pytest.raises(ValueError, match=r"joint\.batch_size is 4, which 1 device\(s\) × joint\.accumulate = 3"):
+        _setup(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("optimizer", "sgd", "optimizer is 'sgd'"),
+        ("schedule", "step", "schedule is 'step'"),
+        ("warmup_steps", 9000, "warmup_steps is 9000, of 2000"),
+    ],
+)
+def test_optimizer_errors(field: str, value: Any, message: str) -> None:
+    config = paper.get_config().unlock()
+    config.joint[field] = value
+    with pytest.raises(ValueError, match=message):
+        state.make_optimizer(config.joint)
