@@ -7,6 +7,7 @@ the patch sum and of the attention from float64 references on the host, the join
 matrix-product rate by batch size, and the evaluation of a run of the given length.
 """
 
+import importlib.metadata
 import json
 import platform
 import statistics
@@ -18,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from absl import app, flags
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
         "devices": jax.device_count(),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "command": " ".join(sys.argv),
     }
 
@@ -69,7 +69,7 @@ def deviation_of_patch_sum() -> dict[str, float]:
     """Largest relative deviation of the patch sum and its gradients from shifted sums in float64."""
     rng, k, size, channels, groups = np.random.default_rng(0), 7, 28, 64, 8
     values = rng.normal(size=(2, size, size, channels))
-    weights = rng.normal(size=(k * k, groups, 2, size, size))
+    weights = rng.normal(size=(2, size, size, k * k, groups))
     cotangent = rng.normal(size=values.shape)
     padded = np.pad(values, [(0, 0), (3, 3), (3, 3), (0, 0)], mode="reflect")
     shifts = [
@@ -77,9 +77,8 @@ def deviation_of_patch_sum() -> dict[str, float]:
         for dy in range(k)
         for dx in range(k)
     ]
-    by_pixel = weights.transpose(0, 2, 3, 4, 1)[..., None, :]
-    total = sum(w * s for w, s in zip(by_pixel, shifts, strict=True)).reshape(values.shape)
-    d_weights = np.stack([(cotangent.reshape(s.shape) * s).sum(-2) for s in shifts]).transpose(0, 4, 1, 2, 3)
+    total = np.sum([weights[..., j, None, :] * s for j, s in enumerate(shifts)], axis=0).reshape(values.shape)
+    d_weights = np.stack([(cotangent.reshape(s.shape) * s).sum(-2) for s in shifts], axis=3)
     result = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         got, vjp = jax.vjp(

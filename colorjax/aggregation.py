@@ -122,7 +122,6 @@ def _patch_sum_bwd(
     kernel_size: int, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     values, weights = residuals
-    height, width = values.shape[1:3]
     groups = weights.shape[4]
     reach = kernel_size // 2
     padded = _pad(_grouped(values, groups), reach)
@@ -134,7 +133,8 @@ def _patch_sum_bwd(
         product = outer * lax.dynamic_slice(padded, corner, outer.shape)
         # Written out, as XLA's own reduction over so few channels is not vectorised on CPU.
         shared = sum(product[..., c, :] for c in range(product.shape[3]))
-        d_weights = lax.dynamic_update_index_in_dim(d_weights, jnp.asarray(shared, weights.dtype), j, axis=3)
+        shared = jnp.asarray(shared, weights.dtype)
+        d_weights = lax.dynamic_update_index_in_dim(d_weights, shared, j, axis=3)
         weight = lax.dynamic_slice_in_dim(weights, j, 1, axis=3).astype(jnp.float32)
         d_patch = lax.dynamic_slice(d_padded, corner, outer.shape) + weight * outer
         return lax.dynamic_update_slice(d_padded, d_patch, corner), d_weights

@@ -15,7 +15,7 @@ from colorjax.color import NUM_BINS
 from colorjax.config import Config
 
 SHARED = ("low_level", "global_features", "classification")
-"""The networks that pretraining hands to the joint stage."""
+"""The networks of both models, which pretraining can hand to the joint stage."""
 
 
 class Outputs(NamedTuple):
@@ -53,6 +53,7 @@ class Classifier(nnx.Module):
         norm = networks.norm_factory(config.norm, dtype=dtype, rngs=rngs)
         common = {"width": config.width, "norm": norm, "dtype": dtype, "rngs": rngs}
         self.low_level = networks.LowLevelFeatures(
+            downsampling=config.downsampling,
             patch_kernels=tuple(config.patch_kernels) if config.patch_attention else (),
             patch_relation_ratio=config.patch_relation_ratio,
             patch_output_ratio=config.patch_output_ratio,

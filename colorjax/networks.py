@@ -68,6 +68,13 @@ class ConvBlock(nnx.Module):
         return nnx.relu(self.norm(self.conv(x)))
 
 
+class MaxPool(nnx.Module):
+    """2×2 maxima: [B, H, W, C] -> [B, H/2, W/2, C]."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.max_pool(x, (2, 2), strides=(2, 2))
+
+
 class LowLevelFeatures(nnx.Module):
     """Low-level features network: [B, H, W, 1] -> [B, H/8, W/8, 512·width].
 
@@ -79,6 +86,7 @@ class LowLevelFeatures(nnx.Module):
         self,
         *,
         width: float,
+        downsampling: str,
         patch_kernels: Sequence[int],
         patch_relation_ratio: int,
         patch_output_ratio: int,
@@ -88,6 +96,8 @@ class LowLevelFeatures(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        if downsampling not in ("stride", "pool"):
+            raise ValueError(f"model.downsampling is {downsampling!r}; it must be 'stride' or 'pool'")
         if patch_kernels and len(patch_kernels) != 3:
             raise ValueError(
                 f"model.patch_kernels is {tuple(patch_kernels)}; it must name three sizes, one for each resolution"
@@ -97,7 +107,11 @@ class LowLevelFeatures(nnx.Module):
         features = 1
         for level, (first, second) in enumerate(((64, 128), (128, 256), (256, 512))):
             first, second = scaled(first, width), scaled(second, width)
-            layers += [block(features, first, stride=2), block(first, second)]
+            if downsampling == "stride":
+                layers.append(block(features, first, stride=2))
+            else:
+                layers += [block(features, first), MaxPool()]
+            layers.append(block(first, second))
             features = second
             if patch_kernels:
                 layers.append(

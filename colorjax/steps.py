@@ -86,7 +86,7 @@ def make_train_step(
             stats=stats,
             opt_state=opt_state,
         )
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         return after, logged | {"gradient_norm": (norm, jnp.ones_like(norm))}
 
     whole, split = state.replicated(mesh), state.by_batch(mesh)

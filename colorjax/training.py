@@ -263,10 +263,13 @@ def _grafted(config: Config, workdir: Path, params: Tree, stats: Tree) -> tuple[
             f"the pretraining in {workdir} stands at step {step} of {config.pretrain.steps}; finish it "
             "with stage=pretrain, or set joint.init_from to take it as it is"
         )
-    _log.info("joint: %s from %s, step %d", ", ".join(SHARED), source, step)
+    carried = config.joint.carried
+    if not set(carried) <= set(SHARED):
+        raise ValueError(f"joint.carried is {tuple(carried)}; it can only name {', '.join(SHARED)}")
+    _log.info("joint: %s from %s, step %d", ", ".join(carried), source, step)
     return (
-        checkpointing.graft(params, pretrained_params, networks=SHARED, what="parameters"),
-        checkpointing.graft(stats, pretrained_stats, networks=SHARED, what="statistics"),
+        checkpointing.graft(params, pretrained_params, networks=carried, what="parameters"),
+        checkpointing.graft(stats, pretrained_stats, networks=carried, what="statistics"),
     )
 
 

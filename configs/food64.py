@@ -1,4 +1,4 @@
-"""Both stages at 64 pixels and a quarter of the width, an epoch and more each: what two CPU cores can do with all of Food-101.
+"""Both stages at 64 pixels and a quarter of the width, an epoch and more each: all of Food-101 on two CPU cores.
 
 It starts from configs/paper.py, so what is not set here is the paper's.
 """

@@ -36,6 +36,7 @@ def get_config(row: str = "full") -> Any:
     m.width = 1.0  # of every channel count in Iizuka's table; 0.25 is the least
     m.norm = "batch"  # batch | group: after every convolution but the last
     m.dtype = "auto"  # float32 | bfloat16 | auto: bfloat16 on accelerators, float32 on CPU
+    m.downsampling = "stride"  # stride (Iizuka's convolutions) | pool (2×2 maxima, as SAN between its stages)
     m.patch_attention = True  # a SAN bottleneck after the convolutions of each low-level resolution
     m.patch_kernels = (3, 7, 7)  # of it, at 1/2, 1/4 and 1/8 of the input's size, as in SAN
     m.patch_relation_ratio = 16  # channels over the channels of φ and ψ (SAN)
@@ -68,6 +69,7 @@ def get_config(row: str = "full") -> Any:
     j.eval_every = 500
     j.save_every = 500
     j.log_every = 10
+    j.carried = ("low_level", "global_features", "classification")  # networks that pretraining hands over
     j.init_from = ""  # a finished pretraining's workdir; "" takes this workdir's own, if it has one
 
     for path, value in ablations.ROWS[_known(row)].items():

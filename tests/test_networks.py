@@ -70,6 +70,18 @@ def test_shapes(stride: int, side: int) -> None:
     assert out.color.dtype == out.class_logits.dtype == jnp.float32
 
 
+def test_pooling_has_the_parameters_of_strides_and_other_features() -> None:
+    strided, pooled = (
+        Classifier(_config(downsampling=how), classes=7, image_size=64, rngs=nnx.Rngs(0)) for how in ("stride", "pool")
+    )
+    assert parameter_count(strided) == parameter_count(pooled)
+    x = _l() / 50 - 1
+    assert strided.low_level(x).shape == pooled.low_level(x).shape == (2, 8, 8, 128)
+    first = pooled.low_level.layers[0](x)
+    maxima = np.asarray(first).reshape(2, 32, 2, 32, 2, 16).max((2, 4))
+    assert np.array_equal(pooled.low_level.layers[1](first), maxima)
+
+
 def test_other_sizes_need_a_global_view_of_the_trained_size() -> None:
     model = Colorizer(_config(), classes=7, image_size=64, rngs=nnx.Rngs(0))
     model.eval()
@@ -93,7 +105,7 @@ def test_fusion_is_a_1x1_convolution_of_the_concatenation() -> None:
         for y in range(3):
             for x in range(5):
                 expected[b, y, x] = np.concatenate([vector[b], local[b, y, x]]) @ kernel
-    np.testing.assert_allclose(fusion(local, vector), np.maximum(expected, 0), atol=1e-4)
+    np.testing.assert_allclose(fusion(jnp.asarray(local), jnp.asarray(vector)), np.maximum(expected, 0), atol=1e-4)
 
 
 class _Identity(nnx.Module):
@@ -115,14 +127,16 @@ def test_batch_norm_uses_the_batch_in_training_and_the_running_statistics_afterw
         rngs=nnx.Rngs(1),
     )
     x = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)
-    y = np.asarray(block.conv(x))
+    y = np.asarray(block.conv(jnp.asarray(x)))
     mean, var = y.mean((0, 1, 2)), y.var((0, 1, 2))
     block.train()
-    trained = block(x)
+    trained = block(jnp.asarray(x))
     np.testing.assert_allclose(trained, np.maximum((y - mean) / np.sqrt(var + 1e-5), 0), atol=2e-5)
     running_mean, running_var = 0.1 * mean, 0.9 + 0.1 * var
     block.eval()
-    np.testing.assert_allclose(block(x), np.maximum((y - running_mean) / np.sqrt(running_var + 1e-5), 0), atol=2e-5)
+    np.testing.assert_allclose(
+        block(jnp.asarray(x)), np.maximum((y - running_mean) / np.sqrt(running_var + 1e-5), 0), atol=2e-5
+    )
 
 
 def test_group_norm_sees_each_photo_by_itself() -> None:
@@ -151,6 +165,7 @@ def test_the_networks_that_a_row_leaves_out_have_no_parameters() -> None:
         ("output_stride", 3, "model.output_stride is 3"),
         ("output_attention", "some", "model.output_attention is 'some'"),
         ("patch_kernels", (3, 7), "model.patch_kernels is"),
+        ("downsampling", "blur", "model.downsampling is 'blur'"),
         ("dtype", "float16", "model.dtype is 'float16'"),
         ("width", 0.3, "model.width is 0.3"),
         ("width", 0.125, "model.width is 0.125"),
