@@ -18,7 +18,6 @@ def get_config(row: str = "full") -> Any:
         s = c[stage]
         s.steps = steps if s.steps else 0
         s.batch_size = 64
-        s.learning_rate = 1e-3
         s.warmup_steps = 100 if s.steps else 0
         s.schedule = "cosine"
         s.log_every = 20

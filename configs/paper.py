@@ -81,7 +81,7 @@ def _stage() -> Any:
     """Optimisation, none of which the paper gives; and how often a stage reports."""
     s: Any = ml_collections.ConfigDict()
     s.optimizer = "adam"  # adam | adamw | adadelta (Iizuka)
-    s.learning_rate = 1e-4  # its peak
+    s.learning_rate = 1e-3  # its peak; not given either, so Adam's own default
     s.warmup_steps = 0  # linear, from 0
     s.schedule = "constant"  # constant | cosine, down to 0 at the last step
     s.weight_decay = 0.0  # adamw only

@@ -21,7 +21,6 @@ def get_config(row: str = "full") -> Any:
         # A row without pretraining stays without it.
         s.steps = steps if s.steps else 0
         s.batch_size = 16
-        s.learning_rate = 1e-3
         s.schedule = "cosine"
         s.log_every = 20
         s.eval_every = 100
