@@ -67,6 +67,12 @@ class Checkpoints:
         self._manager.close()
 
 
+def exists(directory: str | Path) -> bool:
+    """Whether a stage's directory holds a complete checkpoint."""
+    path = Path(directory)
+    return path.is_dir() and bool(ocp.utils.checkpoint_steps(path))
+
+
 def load(directory: str | Path) -> tuple[int, Tree, Tree]:
     """The step, parameters and statistics of a stage's newest checkpoint, as numpy arrays.
 

@@ -62,7 +62,7 @@ def evaluate(workdir: str | Path, *, split: str = "test") -> dict[str, dict[str,
     """
     workdir = Path(workdir).absolute()
     config = load_config(workdir)
-    stage = "joint" if (workdir / "joint" / "checkpoints").is_dir() else "pretrain"
+    stage = "joint" if checkpointing.exists(workdir / "joint" / "checkpoints") else "pretrain"
     own = config[stage]
     mesh = state.make_mesh()
     info = data.dataset_info(config.data)

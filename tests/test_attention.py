@@ -399,7 +399,8 @@ def test_four_devices_compute_what_one_does():
         env={
             "PATH": "/usr/bin:/bin",
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            # Unoptimised code compiles in two thirds of the time, and is partitioned alike.
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
             "PYTHONPATH": ":".join(p for p in sys.path if p),
         },
         capture_output=True,

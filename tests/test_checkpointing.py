@@ -56,6 +56,7 @@ def test_a_saving_that_was_cut_off_is_not_there(tmp_path: Path) -> None:
     checkpoints.close()
     # How Orbax names a checkpoint that it is still writing.
     (tmp_path / "9.orbax-checkpoint-tmp-12" / "params").mkdir(parents=True)
+    assert checkpointing.exists(tmp_path)
     checkpoints = checkpointing.Checkpoints(tmp_path)
     assert checkpoints.latest_step() == 3
     assert _equal(checkpoints.restore(_state(0)), _state(3, 3))
@@ -63,6 +64,9 @@ def test_a_saving_that_was_cut_off_is_not_there(tmp_path: Path) -> None:
 
 
 def test_loading_where_nothing_is(tmp_path: Path) -> None:
+    assert not checkpointing.exists(tmp_path / "nowhere")
+    (tmp_path / "9.orbax-checkpoint-tmp-12").mkdir()
+    assert not checkpointing.exists(tmp_path)
     with pytest.raises(FileNotFoundError, match="no checkpoint directory"):
         checkpointing.load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no finished checkpoint"):

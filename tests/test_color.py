@@ -142,12 +142,8 @@ def test_annealed_mean_lies_between_mean_and_mode():
     probability = np.exp(logits.astype(np.float64))
     probability /= probability.sum(axis=-1, keepdims=True)
     bins = color.ab_bins()
-    np.testing.assert_allclose(
-        color.annealed_mean(logits, temperature=1), probability @ bins, atol=1e-4
-    )
-    np.testing.assert_array_equal(
-        color.annealed_mean(logits, temperature=0), bins[logits.argmax(axis=-1)]
-    )
+    np.testing.assert_allclose(color.annealed_mean(logits, temperature=1), probability @ bins, atol=1e-4)
+    np.testing.assert_array_equal(color.annealed_mean(logits, temperature=0), bins[logits.argmax(axis=-1)])
     # Zhang et al., equation 5, on the probabilities.
     sharp = np.exp(np.log(probability) / 0.38)
     sharp /= sharp.sum(axis=-1, keepdims=True)

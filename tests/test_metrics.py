@@ -29,9 +29,7 @@ def changed(photos) -> np.ndarray:
 
 
 def test_psnr_equals_scikit_image(photos, changed):
-    expected = [
-        skimage.metrics.peak_signal_noise_ratio(t, p) for t, p in zip(photos, changed, strict=True)
-    ]
+    expected = [skimage.metrics.peak_signal_noise_ratio(t, p) for t, p in zip(photos, changed, strict=True)]
     np.testing.assert_allclose(metrics.psnr(changed, photos), expected, rtol=1e-5)
     np.testing.assert_allclose(metrics.psnr(changed / 255, photos), expected, rtol=1e-5)
 
@@ -83,13 +81,10 @@ def test_auc_equals_a_loop_over_thresholds(photos, changed):
     error = np.sqrt(((true - pred) ** 2).sum(axis=-1))
     plain = [np.mean([(e <= t).mean() for t in range(151)]) for e in error]
     weighted = [
-        np.mean([np.average(e <= t, weights=w) for t in range(151)])
-        for e, w in zip(error, weights, strict=True)
+        np.mean([np.average(e <= t, weights=w) for t in range(151)]) for e, w in zip(error, weights, strict=True)
     ]
     np.testing.assert_allclose(metrics.auc(pred, true), 100 * np.array(plain), rtol=1e-5)
-    np.testing.assert_allclose(
-        metrics.auc(pred, true, weights=weights), 100 * np.array(weighted), rtol=1e-5
-    )
+    np.testing.assert_allclose(metrics.auc(pred, true, weights=weights), 100 * np.array(weighted), rtol=1e-5)
     np.testing.assert_array_equal(metrics.auc(true, true), 100)
     np.testing.assert_array_equal(metrics.auc(true + 400, true), 0)
 
