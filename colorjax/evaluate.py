@@ -177,7 +177,12 @@ def _make_step(
         return measured, color.to_uint8(answers["model"])
 
     whole, split = state.replicated(mesh), state.by_batch(mesh)
-    return jax.jit(step, in_shardings=(whole, whole, split), out_shardings=(whole, split))
+    return jax.jit(
+        step,
+        in_shardings=(whole, whole, split),
+        out_shardings=(whole, split),
+        compiler_options=state.compiler_options(),
+    )
 
 
 def _main(argv: list[str]) -> None:

@@ -75,6 +75,12 @@ def by_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def compiler_options() -> dict[str, str]:
+    """What XLA is told when it compiles a step."""
+    # On CPU its YNNPACK fusions take the convolutions' filter gradients, at a half to a fifth of the speed of its own.
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else {}
+
+
 def to_devices(batch: Any, mesh: Mesh) -> Any:
     """This host's share of a batch (a tree of numpy arrays) as global arrays, split over all devices."""
     sharding = by_batch(mesh)

@@ -90,7 +90,13 @@ def make_train_step(
         return after, logged | {"gradient_norm": (norm, jnp.ones_like(norm))}
 
     whole, split = state.replicated(mesh), state.by_batch(mesh)
-    return jax.jit(step, in_shardings=(whole, split), out_shardings=whole, donate_argnums=0)
+    return jax.jit(
+        step,
+        in_shardings=(whole, split),
+        out_shardings=whole,
+        donate_argnums=0,
+        compiler_options=state.compiler_options(),
+    )
 
 
 def make_eval_step(
@@ -122,7 +128,12 @@ def make_eval_step(
         return logged, color.to_uint8(predicted)
 
     whole, split = state.replicated(mesh), state.by_batch(mesh)
-    return jax.jit(step, in_shardings=(whole, whole, split), out_shardings=(whole, split))
+    return jax.jit(
+        step,
+        in_shardings=(whole, whole, split),
+        out_shardings=(whole, split),
+        compiler_options=state.compiler_options(),
+    )
 
 
 def colorized(outputs: Outputs, l: jax.Array, *, temperature: float) -> jax.Array:
