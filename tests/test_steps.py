@@ -6,9 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from colorjax import data, state, steps, training
+from colorjax.models import Colorizer
 from configs import ablations, paper
+
+
+@pytest.fixture(autouse=True)
+def _quick_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    # These programs run once or twice, so LLVM's optimisation would take longer than it saves.
+    monkeypatch.setattr(state, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
 
 
 def _config(row: str) -> Any:
@@ -73,6 +81,29 @@ def test_the_paper_preset_has_the_papers_numbers() -> None:
     assert (c.data.image_size, c.data.train_fraction) == (224, 0.8)
     assert c.augment.rotation > 0
     assert c.augment.scale[0] < 1 < c.augment.scale[1]
+
+
+def test_the_papers_joint_step_takes_less_than_6_gb() -> None:
+    config = paper.get_config()
+    model = nnx.eval_shape(
+        lambda: Colorizer(config.model, classes=101, image_size=config.data.image_size, rngs=nnx.Rngs(0))
+    )
+    program, params, stats = state.Program.split(model)
+    optimizer, mesh = state.make_optimizer(config.joint), state.make_mesh()
+    reference = steps.Reference(jnp.full(313, 1 / 313), jnp.ones(313))
+    step = steps.make_train_step(program, optimizer, config, "joint", reference=reference, mesh=mesh)
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    before = state.TrainState(count, params, stats, jax.eval_shape(optimizer.init, params))
+    batch: Any = {
+        "image": jax.ShapeDtypeStruct((8, 256, 256, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((8,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((8,), jnp.float32),
+    }
+    memory = step.lower(before, batch).compile().memory_analysis()  # pyright: ignore[reportFunctionMemberAccess]
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    # One N×N matrix of the 12,544 tokens would take 5 GB for the batch alone.
+    assert held < 6e9
+    assert memory.temp_size_in_bytes < 8 * 12544**2 * 4
 
 
 def test_evaluation_does_not_see_padding() -> None:
