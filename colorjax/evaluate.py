@@ -23,7 +23,7 @@ from colorjax.prior import Prior
 from colorjax.progress import log_to_terminal
 from colorjax.state import Program, Tree
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("colorjax.evaluate")  # also when it is run as __main__
 
 ANSWERS = ("model", "prior", "mean colour", "gray", "truth")
 
