@@ -3,7 +3,7 @@
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import jax
@@ -51,7 +51,8 @@ def train(config: Config, workdir: str | Path) -> None:
     with _termination() as terminated:
         for stage in STAGES:
             if config.stage in ("both", stage) and config[stage].steps > 0:
-                _train_stage(config, stage, workdir, mesh, terminated)
+                with closing(checkpointing.Checkpoints(workdir / stage / "checkpoints")) as checkpoints:
+                    _train_stage(config, stage, workdir, mesh, checkpoints, terminated)
 
 
 def build_program(config: Config, stage: str, *, classes: int) -> Program:
@@ -96,14 +97,13 @@ def _train_stage(
     stage: str,
     workdir: Path,
     mesh: Mesh,
+    checkpoints: checkpointing.Checkpoints,
     terminated: Callable[[int], bool],
 ) -> None:
     own, directory = config[stage], workdir / stage
-    checkpoints = checkpointing.Checkpoints(directory / "checkpoints")
     start = checkpoints.latest_step() or 0
     if start >= own.steps:
         _log.info("%s: all %d steps are done", stage, own.steps)
-        checkpoints.close()
         return
     info = data.dataset_info(config.data)
     reference = load_reference(config, workdir) if stage == "joint" else None
@@ -159,33 +159,31 @@ def _train_stage(
             since_record = {}
 
     unread: tuple[int, metrics.Totals] | None = None
-    for step in range(start + 1, own.steps + 1):
-        batch = state.to_devices(next(batches), mesh)
-        current, logged = train_step(current, batch)
-        if unread:
-            settle(*unread)
-        unread = (step, logged)
-        if step == start + 1:
-            jax.block_until_ready(logged)
-            progress.restart_clock(step)  # the first step's time is the compiler's
-        last, stop = step == own.steps, terminated(step)
-        evaluation_due = last or step % own.eval_every == 0
-        saving_due = last or stop or step % own.save_every == 0
-        if evaluation_due or saving_due:
-            settle(*unread)
-            unread = None
-            if saving_due:
-                checkpoints.save(current)
-            if evaluation_due and not stop:
-                _validate(config, stage, eval_step, current, mesh, progress, step, directory)
-            progress.restart_clock(step)
-        if stop:
-            checkpoints.close()
-            progress.close()
-            _log.info("%s: saved at step %d and stopping, as SIGTERM asks", stage, step)
-            raise SystemExit(143)
-    checkpoints.close()
-    progress.close()
+    with closing(progress):
+        for step in range(start + 1, own.steps + 1):
+            batch = state.to_devices(next(batches), mesh)
+            current, logged = train_step(current, batch)
+            if unread:
+                settle(*unread)
+            unread = (step, logged)
+            if step == start + 1:
+                jax.block_until_ready(logged)
+                progress.restart_clock(step)  # the first step's time is the compiler's
+            last, stop = step == own.steps, terminated(step)
+            evaluation_due = last or step % own.eval_every == 0
+            saving_due = last or stop or step % own.save_every == 0
+            if evaluation_due or saving_due:
+                settle(*unread)
+                unread = None
+                if saving_due:
+                    checkpoints.save(current)
+                if evaluation_due and not stop:
+                    _validate(config, stage, eval_step, current, mesh, progress, step, directory)
+                progress.restart_clock(step)
+            if stop:
+                checkpoints.wait()
+                _log.info("%s: saved at step %d and stopping, as SIGTERM asks", stage, step)
+                raise SystemExit(143)
 
 
 def _validate(

@@ -36,6 +36,7 @@ from configs import quickstart
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES = ("pretrain", "joint")
 STEPS = {"pretrain": 12, "joint": 24}
+LEARNING_RATE = 1e-7
 EVAL_EVERY = {"pretrain": 6, "joint": 8}
 RESOLUTION, IMAGE_SIZE = 40, 32
 SMALL = (
@@ -51,9 +52,9 @@ BOTH = (
         for field, value in {
             "batch_size": 8,
             "steps": STEPS[stage],
-            # Adam divides by a gradient's size, and so makes rounding errors as large as the rate: it must be small
-            # where one device is compared with many.
-            "learning_rate": 1e-5,
+            # Adam divides by a gradient's size, and so makes rounding errors as large as the rate, and BatchNorm over
+            # eight photos magnifies them further: it must be small where one device is compared with many.
+            "learning_rate": LEARNING_RATE,
             "schedule": "constant",
             "log_every": 1,
             # Some saves are followed by an evaluation and some by the next step at once.
@@ -387,7 +388,10 @@ def assert_close_run(workdir: Path, expected: Path) -> None:
         for name in a:
             if a[name].dtype == np.float32:
                 # A parameter whose gradient is all rounding may go the other way at every step.
-                assert np.abs(a[name] - b[name]).max() <= 2 * 1e-5 * sum(STEPS.values()) + 1e-3 * np.abs(b[name]).max()
+                assert (
+                    np.abs(a[name] - b[name]).max()
+                    <= 2 * LEARNING_RATE * sum(STEPS.values()) + 1e-3 * np.abs(b[name]).max()
+                )
     mine, theirs = (json.loads((d / "evaluation/test/metrics.json").read_text()) for d in (workdir, expected))
     assert mine["photos"] == theirs["photos"]
     for answer, row in theirs["rows"].items():
@@ -492,11 +496,13 @@ def test_accumulation_changes_nothing_where_photos_are_normalised_alone(launcher
         *SMALL,
         "--config.model.norm=group",
         "--config.model.patch_attention=false",
+        # Spectral normalisation takes a step of its own with each microbatch.
+        "--config.model.output_attention=none",
         "--config.pretrain.steps=0",
         "--config.joint.batch_size=8",
         "--config.joint.steps=3",
         "--config.joint.optimizer=adadelta",
-        "--config.joint.learning_rate=1.0",
+        "--config.joint.learning_rate=0.01",
         "--config.joint.schedule=constant",
         "--config.joint.log_every=1",
     )
