@@ -382,7 +382,8 @@ def assert_close_run(workdir: Path, expected: Path) -> None:
                 if name in b:
                     assert a[name] == pytest.approx(b[name], rel=1e-5), (stage, name, b["step"], b["split"])
             if "gradient_norm" in b:
-                assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
+                # BatchNorm over eight photos makes the gradient a thousand times as sensitive as the loss.
+                assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-2)
         (_, a), (_, b) = newest(workdir, stage), newest(expected, stage)
         assert a.keys() == b.keys()
         for name in a:
