@@ -10,11 +10,11 @@ import orbax.checkpoint as ocp
 
 from colorjax.state import TrainState, Tree
 
-_ITEMS = ("step", "params", "stats", "opt_state")
+_ITEMS = ("params", "stats", "opt_state")
 
 
 class Checkpoints:
-    """The checkpoints of one stage's directory, one item for each field of the TrainState.
+    """The checkpoints of one stage's directory, with the items params, stats (and the step) and opt_state.
 
     Saving copies the state and writes in the background; a checkpoint appears under its name only when it is
     complete, so a process killed at any moment leaves the one before.
@@ -56,7 +56,12 @@ class Checkpoints:
             for name in _ITEMS
         }
         restored = self._manager.restore(step, args=ocp.args.Composite(**abstract))
-        return TrainState(**{name: _unwrap(restored[name], name) for name in _ITEMS})
+        return TrainState(
+            step=restored["stats"]["step"],
+            params=restored["params"],
+            stats=restored["stats"]["stats"],
+            opt_state=restored["opt_state"],
+        )
 
     def wait(self) -> None:
         """Returns when everything asked for is on disk."""
@@ -103,7 +108,7 @@ def load(directory: str | Path) -> tuple[int, Tree, Tree]:
             for name in ("params", "stats")
         }
         restored = manager.restore(step, args=ocp.args.Composite(**as_numpy))
-    return step, restored["params"], restored["stats"]
+    return step, restored["params"], restored["stats"]["stats"]
 
 
 def graft(target: Tree, source: Tree, *, networks: Sequence[str], what: str) -> Tree:
@@ -141,13 +146,8 @@ def graft(target: Tree, source: Tree, *, networks: Sequence[str], what: str) -> 
 
 
 def _item(state: TrainState, name: str) -> Any:
-    # Orbax's standard handler takes trees, not bare arrays.
-    value = getattr(state, name)
-    return {"step": value} if name == "step" else value
-
-
-def _unwrap(item: Any, name: str) -> Any:
-    return item["step"] if name == "step" else item
+    # Orbax takes neither a bare array nor a tree without leaves, which the statistics of GroupNorm are.
+    return {"step": state.step, "stats": state.stats} if name == "stats" else getattr(state, name)
 
 
 def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:

@@ -50,6 +50,16 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert isinstance(params["low_level"]["layers"]["10"]["kernel"], np.ndarray)
 
 
+def test_a_model_without_statistics_is_saved_too(tmp_path: Path) -> None:
+    made = state.init_state(_tree(0), {}, optax.adam(1e-3), state.make_mesh())
+    checkpoints = checkpointing.Checkpoints(tmp_path)
+    checkpoints.save(made)
+    checkpoints.wait()
+    assert _equal(checkpoints.restore(made), made)
+    checkpoints.close()
+    assert checkpointing.load(tmp_path)[2] == {}
+
+
 def test_a_saving_that_was_cut_off_is_not_there(tmp_path: Path) -> None:
     checkpoints = checkpointing.Checkpoints(tmp_path)
     checkpoints.save(_state(3, 3))
