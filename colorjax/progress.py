@@ -98,7 +98,10 @@ def _drop_after(path: Path, step: int) -> None:
             continue  # the half-written last line of a killed process
         if record["step"] <= step:
             kept.append(line + "\n")
-    path.write_text("".join(kept))
+    # Whole or not at all, as this process may be killed as well.
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
 
 
 def _duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """Training: the start-up order and the one loop that both stages share."""
 
+import itertools
 import logging
 import signal
 from collections.abc import Callable, Iterator
@@ -80,12 +81,13 @@ def prior_path(config: Config, workdir: Path) -> Path:
 def load_reference(config: Config, workdir: Path) -> steps.Reference:
     """The prior and the rarity weights: from `data.prior`, else from the workdir, where they are counted once."""
     path = prior_path(config, workdir)
-    if not config.data.prior and not path.exists():
-        if jax.process_index() == 0:
+    if not config.data.prior:
+        if jax.process_index() == 0 and not path.exists():
             _log.info("counting the colours of the training split, once, into %s", path)
             batches = data.eval_batches(config.data, "train", batch_size=64)
             crops = ({**b, "image": steps.cropped(b["image"], config)} for b in batches)
             count(crops, source=f"{config.data.source}:train").save(path)
+        # Every process comes by here, whether it came before or after the file.
         _barrier("prior")
     prior = Prior.load(path).p
     weights = color.rarity_weights(prior, mix=config.loss.rarity, sigma=config.loss.sigma)
@@ -98,7 +100,7 @@ def _train_stage(
     workdir: Path,
     mesh: Mesh,
     checkpoints: checkpointing.Checkpoints,
-    terminated: Callable[[int], bool],
+    terminated: Callable[[], bool],
 ) -> None:
     own, directory = config[stage], workdir / stage
     start = checkpoints.latest_step() or 0
@@ -148,11 +150,12 @@ def _train_stage(
         # Waits for this step alone: the devices are busy with the next one already.
         nonlocal since_record
         read = jax.device_get(logged)
-        if not np.isfinite(read["loss"][0]):
-            raise FloatingPointError(
-                f"{stage}: the loss of step {step} is {read['loss'][0]}; lower {stage}.learning_rate "
-                f"or set {stage}.clip_norm. The newest checkpoint is from before."
-            )
+        for name in ("loss", "gradient_norm"):
+            if not np.isfinite(read[name][0]):
+                raise FloatingPointError(
+                    f"{stage}: the {name} of step {step} is {read[name][0]}; lower {stage}.learning_rate "
+                    f"or set {stage}.clip_norm. The newest checkpoint is from before."
+                )
         since_record = metrics.add(since_record, read) if since_record else read
         if step % own.log_every == 0 or step == own.steps:
             progress.train(step, metrics.mean(since_record))
@@ -169,16 +172,17 @@ def _train_stage(
             if step == start + 1:
                 jax.block_until_ready(logged)
                 progress.restart_clock(step)  # the first step's time is the compiler's
-            last, stop = step == own.steps, terminated(step)
+            last, stop = step == own.steps, terminated()
             evaluation_due = last or step % own.eval_every == 0
             saving_due = last or stop or step % own.save_every == 0
             if evaluation_due or saving_due:
                 settle(*unread)
                 unread = None
+                # The evaluation first: a run that resumes from this step does not come by it again.
+                if evaluation_due:
+                    _validate(config, stage, eval_step, current, mesh, progress, step, directory)
                 if saving_due:
                     checkpoints.save(current)
-                if evaluation_due and not stop:
-                    _validate(config, stage, eval_step, current, mesh, progress, step, directory)
                 progress.restart_clock(step)
             if stop:
                 checkpoints.wait()
@@ -272,11 +276,13 @@ def _grafted(config: Config, workdir: Path, params: Tree, stats: Tree) -> tuple[
 
 
 @contextmanager
-def _termination() -> Iterator[Callable[[int], bool]]:
+def _termination() -> Iterator[Callable[[], bool]]:
     """Whether SIGTERM has come, which all hosts learn of at the same step."""
     if jax.process_count() > 1:
         # The coordination service of jax.distributed catches the signal, on whichever host.
-        yield multihost_utils.reached_preemption_sync_point
+        # It names a step shortly ahead, by a number that must grow: a stage's own would start anew.
+        asked = itertools.count()
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(asked))
         return
     came = False
 
@@ -286,7 +292,7 @@ def _termination() -> Iterator[Callable[[int], bool]]:
 
     before = signal.signal(signal.SIGTERM, note)
     try:
-        yield lambda step: came
+        yield lambda: came
     finally:
         signal.signal(signal.SIGTERM, before)
 
