@@ -378,11 +378,9 @@ def assert_close_run(workdir: Path, expected: Path) -> None:
         mine, theirs = in_order(records(workdir, stage)), in_order(records(expected, stage))
         assert [(r["step"], r["split"]) for r in mine] == [(r["step"], r["split"]) for r in theirs]
         for a, b in zip(mine, theirs, strict=True):
-            for name in ("loss", "color_loss", "color_ce", "prior_color_ce"):
+            for name in ("loss", "class_loss", "color_loss", "color_ce", "prior_color_ce"):
                 if name in b:
                     assert a[name] == pytest.approx(b[name], rel=1e-5), (stage, name, b["step"], b["split"])
-            # Normalised over eight photos time and again, this came to 8e-6, and devices add in no fixed order.
-            assert a["class_loss"] == pytest.approx(b["class_loss"], rel=3e-5), (stage, b["step"], b["split"])
             if "gradient_norm" in b:
                 # BatchNorm over eight photos makes the gradient a thousand times as sensitive as the loss.
                 assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-2)
