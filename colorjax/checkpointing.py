@@ -13,6 +13,16 @@ from colorjax.state import TrainState, Tree
 _ITEMS = ("params", "stats", "opt_state")
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Leaves the question to the training loop.
+
+        Processes agree on where to stop by counting how often they asked. Orbax would ask at each save as well, with a
+        count of its own, and a signal that came just then would be agreed upon for a count that has long passed.
+        """
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one stage's directory, with the items params, stats (and the step) and opt_state.
 
@@ -25,7 +35,7 @@ class Checkpoints:
         directory: created if missing.
         keep: how many of the newest checkpoints stay.
         """
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             Path(directory).absolute(),
             item_names=_ITEMS,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 
 from colorjax import checkpointing, state
 
@@ -58,6 +59,20 @@ def test_a_model_without_statistics_is_saved_too(tmp_path: Path) -> None:
     assert _equal(checkpoints.restore(made), made)
     checkpoints.close()
     assert checkpointing.load(tmp_path)[2] == {}
+
+
+def test_saving_does_not_take_part_in_the_agreement_on_where_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Processes agree on a number ahead of their last question; Orbax's own, the step, is behind the training loop's.
+    asked: list[int] = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    checkpoints = checkpointing.Checkpoints(tmp_path)
+    checkpoints.save(_state(0, 4))
+    checkpoints.wait()
+    checkpoints.close()
+    assert checkpointing.load(tmp_path)[0] == 4
+    assert asked == []
 
 
 def test_a_saving_that_was_cut_off_is_not_there(tmp_path: Path) -> None:
