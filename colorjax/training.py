@@ -21,6 +21,7 @@ from colorjax.models import SHARED, Classifier, Colorizer
 from colorjax.prior import Prior, count
 from colorjax.progress import Progress
 from colorjax.state import Program, Tree
+from colorjax.trained import save_class_names
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ _PANEL_PHOTOS = 8
 def train(config: Config, workdir: str | Path) -> None:
     """Trains the configured stages in order, each from where it stopped.
 
-    Writes config.json, and for each stage `<stage>/checkpoints`, `<stage>/metrics.jsonl`, TensorBoard's files and, in
-    the joint stage, `<stage>/panels`.
+    Writes config.json, classes.json, and for each stage `<stage>/checkpoints`, `<stage>/metrics.jsonl`, TensorBoard's
+    files and, in the joint stage, `<stage>/panels`.
 
     Args:
         config: see configs/paper.py.
@@ -108,6 +109,8 @@ def _train_stage(
         _log.info("%s: all %d steps are done", stage, own.steps)
         return
     info = data.dataset_info(config.data)
+    if jax.process_index() == 0:
+        save_class_names(workdir, tuple(info.class_names))
     reference = load_reference(config, workdir) if stage == "joint" else None
     optimizer = state.make_optimizer(own)
     classes = len(info.class_names)

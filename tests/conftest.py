@@ -1,0 +1,39 @@
+"""What the tests of everything that reads a run share."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from colorjax import checkpointing, data, state, trained, training
+from colorjax.config import claim
+from configs import quickstart
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a small colorizer of 32 pixels, as a run on the sample leaves it, with its initial parameters.
+
+    They are not quite the initial ones: the attention's gates are open, so that it takes part, and the statistics are
+    not those of nothing.
+    """
+    config = quickstart.get_config().unlock()
+    config.data.resolution = 40
+    config.data.image_size = 32
+    config.model.patch_kernels = (3, 3, 3)
+    config.model.output_gate = 0.5
+    config.lock()
+    workdir = tmp_path_factory.mktemp("untrained")
+    claim(config, workdir)
+    info = data.dataset_info(config.data)
+    trained.save_class_names(workdir, tuple(info.class_names))
+    params, stats = training.init_model(config, "joint", classes=len(info.class_names))
+    rng = np.random.default_rng(0)
+    stats = jax.tree.map(lambda x: x * rng.uniform(0.8, 1.2, x.shape).astype(x.dtype), stats)
+    made = state.init_state(params, stats, state.make_optimizer(config.joint), state.make_mesh())
+    checkpoints = checkpointing.Checkpoints(workdir / "joint" / "checkpoints")
+    checkpoints.save(made)
+    checkpoints.close()
+    training.load_reference(config, workdir)  # counts the prior
+    return workdir
