@@ -194,6 +194,7 @@ def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; give --workdir and --split")
     log_to_terminal()
+    state.keep_compiled_programs()
     evaluate(flags.FLAGS.workdir, split=flags.FLAGS.split)
 
 
