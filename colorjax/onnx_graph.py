@@ -22,22 +22,29 @@ from colorjax.trained import Trained
 _OPSET = 18
 _IR_VERSION = 8  # the file format that came with this opset, so that a runtime of its time reads it
 _TO_THE_END = np.iinfo(np.int64).max
-LEAST_TEMPERATURE = 1e-3
-"""What a lower temperature is taken for, 0 included: practically the mode."""
 
 
-def build(trained: Trained) -> onnx.ModelProto:
+def build(trained: Trained, *, least_temperature: float) -> onnx.ModelProto:
     """The graph, checked, with the weights inside as float32.
 
-    Inputs: `l` float32 [B, H, W, 1], 0…100, H and W multiples of 8; `global_l` float32 [B, S, S, 1], the same photos
-    (or those whose style is wanted) at the size S that the model was trained on; `temperature` float32 [], of the
-    annealed mean, which a regression ignores. Outputs: `ab` float32 [B, H/stride, W/stride, 2]; `class_logits` float32
-    [B, classes]. The model's metadata holds `image_size` (S) and `class_names` (JSON).
+    Inputs:
+        l: float32 [B, H, W, 1], 0…100; H and W multiples of 8.
+        global_l: float32 [B, S, S, 1]: the same photos at the size S that the model was trained on, or those whose
+            style is wanted.
+        temperature: float32 [], of the annealed mean; a regression ignores it.
+    Outputs:
+        ab: float32 [B, H/stride, W/stride, 2].
+        class_logits: float32 [B, classes].
+    The model's metadata holds `image_size`, which is S, and `class_names`, a list in JSON.
+
+    Args:
+        trained: the colorizer.
+        least_temperature: what a lower temperature is taken for.
 
     Raises:
         NotImplementedError: if the model has a part that this module cannot write.
     """
-    graph = _Graph(trained)
+    graph = _Graph(trained, least_temperature)
     size = trained.config.data.image_size
     graph.colorizer("l", "global_l", "temperature")
     if unused := sorted(name for leaf, name in graph.names.items() if leaf not in graph.taken):
@@ -73,10 +80,11 @@ def build(trained: Trained) -> onnx.ModelProto:
 class _Graph:
     """The graph as it grows: methods take and return the names of tensors."""
 
-    def __init__(self, trained: Trained):
+    def __init__(self, trained: Trained, least_temperature: float):
         model: Any = trained.program().merged(trained.params, trained.stats)
         model.eval()
         self.model: Colorizer = model
+        self.least_temperature = least_temperature
         self.names = {
             id(leaf): ".".join(str(part) for part in path)
             for path, leaf in nnx.iter_graph(self.model)
@@ -131,7 +139,7 @@ class _Graph:
             x = self.add("Sub", self.add("Sigmoid", x), self.floats(0.5))
             self.add("Mul", x, self.floats(256.0), outputs="ab")
         else:
-            divisor = self.add("Max", temperature, self.floats(LEAST_TEMPERATURE))
+            divisor = self.add("Max", temperature, self.floats(self.least_temperature))
             shares = self.add("Softmax", self.add("Div", x, divisor), axis=-1)
             bins = color.ab_bins()
             self.add("MatMul", shares, self.floats(*bins.ravel(), shape=bins.shape), outputs="ab")

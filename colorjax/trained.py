@@ -2,7 +2,7 @@
 
 A run's workdir holds Orbax checkpoints. The portable folder holds the colorizer alone, for any program to read:
 
-    config.json         the configuration, without the paths of the machine that trained it
+    config.json         the configuration; of a path on the machine that trained it, the last name alone
     classes.json        the class names, in the order of the logits
     model.safetensors   every parameter and statistic; model-00001-of-00002.safetensors and so on with
                         model.safetensors.index.json where a size limit divides it; or model.npz
@@ -15,7 +15,8 @@ import json
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ _SAFETENSORS, _INDEX, _NPZ = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = ("float32", "bfloat16", "float16")
 # NumPy's own format knows no bfloat16.
 _FORMATS = {"safetensors": _DTYPES, "npz": ("float32", "float16")}
+MAX_SHARD_SIZE = 5_000_000_000
+"""Bytes of a safetensors file at most, unless told otherwise: as the Hugging Face Hub likes them."""
 _MACHINE_PATHS = (("data", "dir"), ("data", "prior"), ("joint", "init_from"))
 
 Tensors = dict[str, np.ndarray]
@@ -102,7 +105,7 @@ def save_trained(
     *,
     format: str = "safetensors",
     dtype: str = "float32",
-    max_shard_size: int = 5_000_000_000,
+    max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
     """Writes a portable folder, all of it or nothing.
 
@@ -123,26 +126,35 @@ def save_trained(
         raise ValueError(f"dtype is {dtype!r}; a tensor in {format} can be {', '.join(_FORMATS[format])}")
     if max_shard_size < 1:
         raise ValueError(f"max_shard_size is {max_shard_size}; it is a number of bytes, 1 or more")
+    with new_folder(trained, folder) as partial:
+        tensors = _rounded(trained, dtype) | {"step": np.asarray(trained.step, np.int32)}
+        if format == "npz":
+            with (partial / _NPZ).open("wb") as file:
+                np.savez(file, allow_pickle=False, **tensors)
+        else:
+            _write_safetensors(partial, tensors, max_shard_size)
+
+
+@contextmanager
+def new_folder(trained: Trained, folder: str | Path) -> Iterator[Path]:
+    """A folder with config.json and classes.json, to write the model into; it gets its name when the block is done.
+
+    Raises:
+        FileExistsError: if there is a folder of that name that holds something, or a file.
+    """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} holds something already: choose another folder, or delete it")
-    tensors = _rounded(trained, dtype)
-    tensors["step"] = np.asarray(trained.step, np.int32)
     config: Config = ConfigDict(json.loads(trained.config.to_json()))
     for section, field in _MACHINE_PATHS:
-        config[section][field] = ""
-
+        config[section][field] = Path(config[section][field]).name
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a save that was killed
     partial.mkdir(parents=True)
     try:
         save_config(config, partial)
         save_class_names(partial, trained.class_names)
-        if format == "npz":
-            with (partial / _NPZ).open("wb") as file:
-                np.savez(file, allow_pickle=False, **tensors)
-        else:
-            _write_safetensors(partial, tensors, max_shard_size)
+        yield partial
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -204,13 +216,12 @@ def _load_portable(folder: Path, config: Config) -> Trained:
     found = [name for name in readers if (folder / name).exists()]
     if len(found) > 1:
         raise ValueError(f"{folder} holds {' and '.join(found)}, each a whole model: delete all but one")
-    class_names = load_class_names(folder)
+    path = folder / found[0]
+    class_names, tensors = load_class_names(folder), readers[path.name](path)
     try:
         _, params, stats = _abstract(config, class_names)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} does not describe a colorizer: {error}") from error
-    path = folder / found[0]
-    tensors = readers[path.name](path)
     expected = {key: x.shape for key, x in _flat({"params": params, "stats": stats}).items()} | {"step": ()}
     _check(tensors, expected, path)
     step = int(tensors.pop("step"))
@@ -285,6 +296,8 @@ def _write_safetensors(folder: Path, tensors: Tensors, max_shard_size: int) -> N
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
     for name, shard in zip(names, shards, strict=True):
         save_file(shard, folder / name, metadata={"format": "flax"})
+        # The library's files are for their owner alone.
+        (folder / name).chmod((folder / _CLASSES).stat().st_mode)
 
 
 def _read_safetensors(path: Path) -> Tensors:
