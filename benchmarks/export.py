@@ -3,9 +3,9 @@
     python benchmarks/export.py --config=configs/paper.py --out=OUT --sizes=224,448 --batches=1,8
 
 It needs onnx and onnxruntime. `OUT/export.json` holds, for each size and batch, the median seconds of the model under
-jax.jit, of its StableHLO program and of ONNX Runtime, all on the default device of JAX (ONNX Runtime on the CPU) with as
-many threads as they choose, and the largest differences from the model in ab and in the class logits. The parameters
-are the initial ones unless --workdir names a run; the speed does not depend on them.
+jax.jit, of its StableHLO program, and of ONNX Runtime on the CPU, each with as many threads as it chooses, and the
+largest differences from the model in ab and in the class logits. The parameters are the initial ones unless --workdir
+names a run; the speed does not depend on them.
 """
 
 import importlib.metadata
