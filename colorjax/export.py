@@ -30,7 +30,7 @@ _log = logging.getLogger("colorjax.export")  # also when it is run as __main__
 
 FORMATS = ("safetensors", "npz", "stablehlo", "onnx", "hub")
 PLATFORMS = ("cpu", "cuda", "tpu")
-LEAST_TEMPERATURE = 1e-3
+LEAST_TEMPERATURE = 1e-6
 """What a program takes a lower temperature for, 0 included: practically the mode."""
 
 
