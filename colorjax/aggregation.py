@@ -66,7 +66,7 @@ def _check(values: tuple[int, ...], weights: tuple[int, ...], kernel_size: int) 
             f"the values' {channels} channels are not a multiple of the weights' {weights[4]}: "
             "let as many values share a weight channel as divide them"
         )
-    if min(height, width) <= kernel_size // 2:
+    if any(side <= kernel_size // 2 for side in (height, width)):  # symbolic sizes have no least
         raise ValueError(
             f"reflection by {kernel_size // 2} pixels needs a larger image than "
             f"{height}×{width}: use a smaller kernel_size than {kernel_size}"

@@ -98,8 +98,10 @@ def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation:
 
 def _to_blocks(x: jax.Array, size: int) -> jax.Array:
     """[B, N, ...] -> [ceil(N / size), B, size, ...], zeros behind the last row."""
-    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
-    return x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
+    # The number of blocks is spelled out, since of a symbolic N (jax.export) a reshape cannot infer it.
+    blocks = -(-x.shape[1] // size)
+    x = jnp.pad(x, [(0, 0), (0, blocks * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+    return x.reshape(x.shape[0], blocks, size, *x.shape[2:]).swapaxes(0, 1)
 
 
 def _from_blocks(blocks: jax.Array, length: int) -> jax.Array:
@@ -370,7 +372,7 @@ class PatchwiseSelfAttention(nnx.Module):
 
 def _reflect(x: jax.Array, kernel_size: int) -> jax.Array:
     reach = kernel_size // 2
-    if min(x.shape[1:3]) <= reach:
+    if any(side <= reach for side in x.shape[1:3]):  # one by one, as symbolic sizes have no least
         raise ValueError(
             f"reflection by {reach} pixels needs a larger image than {x.shape[1]}×{x.shape[2]}: "
             f"use a smaller kernel_size than {kernel_size}"

@@ -52,13 +52,17 @@ class Program:
 
     def __call__(self, params: Tree, stats: Tree, *args: Any, train: bool, **kwargs: Any) -> tuple[Any, Tree]:
         """The model's outputs, and the statistics after the call: changed if `train`."""
-        model = nnx.merge(self.graphdef, _numbered(params), _numbered(stats))
+        model = self.merged(params, stats)
         if train:
             model.train()
         else:
             model.eval()
         outputs = model(*args, **kwargs)
         return outputs, _named(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    def merged(self, params: Tree, stats: Tree) -> nnx.Module:
+        """The model itself, with these parameters and statistics."""
+        return nnx.merge(self.graphdef, _numbered(params), _numbered(stats))
 
 
 def make_mesh() -> Mesh:
