@@ -28,12 +28,19 @@ def interval(
     Raises:
         ValueError: there is no photo, or `level` is not between 0 and 1.
     """
+    return percentiles(resampled_means(values, resamples=resamples, seed=seed), level=level)
+
+
+def resampled_means(values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """The columns' means over N photos drawn with replacement, again and again; the arguments are interval's.
+
+    Returns:
+        float64 [resamples] or [resamples, columns]; NaN where a drawing missed all of a column's values.
+    """
     values = np.asarray(values, np.float64)
     photos = len(values)
     if not photos:
         raise ValueError("there is no photo to draw from")
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} must lie between 0 and 1")
     columns = values.reshape(photos, -1)
     there = np.isfinite(columns)
     filled = np.where(there, columns, 0.0)
@@ -46,10 +53,16 @@ def interval(
         times = np.bincount(drawn.ravel(), minlength=draws * photos).reshape(draws, photos).astype(np.float64)
         with np.errstate(invalid="ignore"):
             means.append((times @ filled) / (times @ there))
-    # A draw may miss a column's few values altogether.
-    means = np.concatenate(means)
-    known = np.isfinite(means).any(axis=0)
+    return np.concatenate(means).reshape(resamples, *values.shape[1:])
+
+
+def percentiles(means: np.ndarray, *, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+    """Between which two values the middle `level` of resampled means lies: [resamples, …] -> two of […]."""
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} must lie between 0 and 1")
+    columns = means.reshape(len(means), -1)
+    known = np.isfinite(columns).any(axis=0)
     low, high = np.full((2, columns.shape[1]), np.nan)
-    tails = (1 - level) / 2, (1 + level) / 2
-    low[known], high[known] = np.nanquantile(means[:, known], tails, axis=0)
-    return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
+    # A drawing may miss a column's few values altogether.
+    low[known], high[known] = np.nanquantile(columns[:, known], ((1 - level) / 2, (1 + level) / 2), axis=0)
+    return low.reshape(means.shape[1:]), high.reshape(means.shape[1:])

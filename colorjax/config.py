@@ -20,7 +20,7 @@ def claim(config: Config, workdir: Path) -> None:
     path = workdir / "config.json"
     mine = json.loads(config.to_json())
     if path.exists():
-        there, now = _flat(json.loads(path.read_text())), _flat(mine)
+        there, now = flat(json.loads(path.read_text())), flat(mine)
         differing = [
             f"  {key}: {there.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
             for key in sorted(there.keys() | now.keys())
@@ -51,9 +51,10 @@ def load_config(workdir: Path) -> Config:
     return ConfigDict(json.loads(path.read_text())).lock()
 
 
-def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
+def flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    """Nested dicts as one, keyed by dotted names."""
+    fields: dict[str, object] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
+        fields |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return fields
