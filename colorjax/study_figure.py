@@ -43,7 +43,9 @@ def color_photos(run: Run) -> None:
     # Whole or not at all, as this process may be killed.
     unfinished = _path(run).with_suffix(".tmp")
     with unfinished.open("wb") as f:
-        np.savez_compressed(f, step=trained.step, true=true, predicted=np.asarray(predicted))
+        np.savez_compressed(
+            f, step=trained.step, gray=report.to_gray(true), predicted=np.asarray(predicted), true=true
+        )
     unfinished.replace(_path(run))
 
 
@@ -62,15 +64,13 @@ def strips(runs: Mapping[str, Run]) -> dict[str, np.ndarray]:
         runs: row -> the run whose photos to show; those without are left out.
     """
     found: dict[str, np.ndarray] = {}
-    true = None
+    truth: dict[str, np.ndarray] = {}
     for row, run in runs.items():
         if is_there(run):
             with np.load(_path(run)) as f:
-                true = f["true"] if true is None else true
-                found[row] = f["predicted"]
-    if true is None:
-        return {}
-    return {answer: _side_by_side(x) for answer, x in {"gray": report.to_gray(true), **found, "truth": true}.items()}
+                found = {"gray": _side_by_side(f["gray"]), **found, row: _side_by_side(f["predicted"])}
+                truth = {"truth": _side_by_side(f["true"])}
+    return found | truth
 
 
 def picture(answers: Mapping[str, np.ndarray]) -> Image.Image:

@@ -164,8 +164,8 @@ def _differences(summaries: Sequence[Summary]) -> _Table:
         f"each run with {BASELINE}'s of the same seed; {bootstrap.RESAMPLES:,} resamples draw photographs with "
         "replacement, the same for all seeds, and where there are several seeds draw seeds too; the interval is "
         "between the percentiles of the resampled means. One seed says nothing of how much training varies, and two or "
-        "three say little: their intervals are too narrow. Set off are the intervals without 0, of which one in twenty would "
-        "be there if no row changed anything. A cross-entropy of another output size is left out.",
+        "three say little: their intervals are too narrow. Set off are the intervals without 0, of which one in twenty "
+        "would be there if no row changed anything. A cross-entropy of another output size is left out.",
         ["row", "seeds", *(f"{COLUMNS[name]} {_BETTER.get(name, '')}".strip() for name in metrics)],
         rows,
         frozenset(notable),
