@@ -84,8 +84,13 @@ class Checkpoints:
 
 def exists(directory: str | Path) -> bool:
     """Whether a stage's directory holds a complete checkpoint."""
+    return latest_step(directory) is not None
+
+
+def latest_step(directory: str | Path) -> int | None:
+    """The step of a stage's newest complete checkpoint, without opening it; None if there is none."""
     path = Path(directory)
-    return path.is_dir() and bool(ocp.utils.checkpoint_steps(path))
+    return max(ocp.utils.checkpoint_steps(path), default=None) if path.is_dir() else None
 
 
 def load(directory: str | Path) -> tuple[int, Tree, Tree]:

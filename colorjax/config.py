@@ -19,7 +19,7 @@ def claim(config: Config, workdir: Path) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        there, now = _flat(json.loads(path.read_text())), _flat(json.loads(config.to_json()))
+        there, now = flat(json.loads(path.read_text())), flat(json.loads(config.to_json()))
         differing = [
             f"  {key}: {there.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
             for key in sorted(there.keys() | now.keys())
@@ -60,9 +60,10 @@ def load_config(folder: Path) -> Config:
         raise ValueError(f"{path} is damaged: it is no configuration in JSON ({error})") from error
 
 
-def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
+def flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    """Nested dicts as one, keyed by dotted names."""
+    fields: dict[str, object] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
+        fields |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return fields

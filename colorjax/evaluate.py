@@ -1,37 +1,45 @@
 """Evaluation of a finished run on a whole split, beside the answers that need no network.
 
-`python -m colorjax.evaluate --workdir=…` prints the table and writes `metrics.json` and `panel.png` into
-`<workdir>/evaluation/`.
+`python -m colorjax.evaluate --workdir=…` prints a table and writes into `<workdir>/evaluation/<split>/`:
+
+    metrics.json     every answer's means, with bootstrap intervals; the sweep of temperatures, if one was asked for
+    per_photo.csv    the model's measures of every photo, in the split's order
+    per_class.csv    their means by class
+    panel.png        the split's first photos: gray | predicted | true
+    best_worst.png   the best, median and worst of the model's photos by ΔE2000
 """
 
+import itertools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from PIL import Image
 
-from colorjax import checkpointing, color, data, metrics, report, state, steps, training
+from colorjax import bootstrap, checkpointing, data, report, state, steps, training
+from colorjax.answers import ANSWERS, Scores, at_temperature, make_step
 from colorjax.config import Config, load_config
+from colorjax.data.batches import Share
 from colorjax.prior import Prior
 from colorjax.progress import log_to_terminal
-from colorjax.state import Program, Tree
 
 _log = logging.getLogger("colorjax.evaluate")  # also when it is run as __main__
-
-ANSWERS = ("model", "prior", "mean colour", "gray", "truth")
 
 COLUMNS = {
     "psnr": "PSNR dB",
     "ssim": "SSIM",
     "colorfulness": "colourfulness",
+    "colorfulness_difference": "its difference",
+    "colorfulness_error": "its error",
     "auc": "AuC %",
+    "auc_rebalanced": "AuC rebalanced %",
     "delta_e": "ΔE2000",
     "color_ce": "colour CE",
     "color_loss": "weighted CE",
@@ -40,165 +48,359 @@ COLUMNS = {
 }
 """Metric -> its heading, in the table's order."""
 
+PER_PHOTO = (
+    "psnr",
+    "ssim",
+    "colorfulness",
+    "true_colorfulness",
+    "colorfulness_error",
+    "auc",
+    "auc_rebalanced",
+    "delta_e",
+    "color_ce",
+    "color_loss",
+    "top1",
+    "top5",
+)
+"""The model's columns of per_photo.csv and per_class.csv; empty where a model has no such measure."""
+
 _PANEL_PHOTOS = 12
+_BEST_WORST = 6  # photos of each kind
+_BY = "delta_e"  # ascending is best first
 
 
-def evaluate(workdir: str | Path, *, split: str = "test") -> dict[str, dict[str, float]]:
+def evaluate(
+    workdir: str | Path, *, split: str = "test", temperature: float | Sequence[float] | None = None
+) -> dict[str, dict[str, float]]:
     """Evaluates a run's newest joint checkpoint, or its classifier where the joint stage has none yet.
 
-    Photos are centre crops; each is counted once, whatever the batch size and the number of devices and hosts.
+    Photos are centre crops; each is counted once, whatever the batch size and the number of devices and hosts. A metric
+    is a number of a photo (answers.make_step), and a row holds its means over photos. To them come the difference of
+    colourfulness, prediction − truth, and its error, the absolute difference, each photo with itself.
 
     Args:
         workdir: of `training.train`.
         split: train, validation or test.
+        temperature: of the annealed mean; None is the run's own. Several are a sweep: the rows are those of the run's
+            own temperature, and the record also says at which one predicted and true colourfulness agree.
 
     Returns:
-        Answer ("model", "prior", "mean colour", "gray", "truth") -> metric -> value: PSNR (dB), SSIM, colourfulness,
-        AuC (percent), ΔE2000, cross-entropies (nats a pixel), top-1 and top-5 (share). The same is in
-        `<workdir>/evaluation/<split>/metrics.json`.
+        Answer ("model", "prior", "mean colour", "gray", "truth") -> metric -> mean. metrics.json holds the same under
+        `rows`, and under `intervals` the bootstrap's 95 % interval [low, high] of each.
 
     Raises:
         FileNotFoundError: if the workdir holds no run, or no finished checkpoint.
+        ValueError: if there is no photo, or a temperature for a model that has none.
     """
     workdir = Path(workdir).absolute()
     config = load_config(workdir)
     stage = "joint" if checkpointing.exists(workdir / "joint" / "checkpoints") else "pretrain"
-    own = config[stage]
+    own, sweep = _temperatures(config, stage, temperature)
     mesh = state.make_mesh()
     info = data.dataset_info(config.data)
     program = training.build_program(config, stage, classes=len(info.class_names))
     step, *trees = checkpointing.load(workdir / stage / "checkpoints")
     params, stats = jax.device_put(trees, state.replicated(mesh))
-    evaluated = _make_step(program, config, workdir, stage, mesh)
+    prior = None
+    if stage == "joint":
+        training.load_reference(config, workdir)  # counts the prior where it is missing
+        prior = Prior.load(training.prior_path(config, workdir))
+    measure = make_step(program, config, prior=prior, temperature=own, sweep=sweep, mesh=mesh)
+    # Any number of devices may evaluate what any other has trained.
+    devices = mesh.devices.size
+    share = Share(-(-config[stage].batch_size // devices) * devices, jax.process_index(), jax.process_count())
 
-    totals: dict[str, metrics.Totals] = {}
-    pictures: list[tuple[np.ndarray, np.ndarray]] = []
-    for batch in data.eval_batches(
-        config.data,
-        split,
-        batch_size=own.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    ):
-        measured, predicted = evaluated(params, stats, state.to_devices(batch, mesh))
-        measured = jax.device_get(measured)
-        totals = {answer: metrics.add(totals[answer], total) if totals else total for answer, total in measured.items()}
-        if predicted is not None and sum(len(p) for p, _ in pictures) < _PANEL_PHOTOS:
-            crops = np.asarray(steps.cropped(batch["image"], config))
-            there = batch["mask"] > 0
-            pictures.append((crops[there], state.local_rows(predicted)[there]))
-    if not totals:
-        raise ValueError(f"the {split} split of {info.name} is empty")
+    index, labels, scores = _scores(measure, params, stats, config, split, share, mesh)
+    if not len(index):
+        raise ValueError(f"the {split} split of {info.name} has no photo that decodes")
+    rows, intervals = _summary(scores)
+    record = {
+        "stage": stage,
+        "step": step,
+        "split": split,
+        "photos": len(index),
+        "temperature": own,
+        "bootstrap": {"level": bootstrap.LEVEL, "resamples": bootstrap.RESAMPLES},
+        "rows": {answer: rows[answer] for answer in ANSWERS if answer in rows},
+        "intervals": {answer: intervals[answer] for answer in ANSWERS if answer in intervals},
+    }
+    if sweep:
+        names = {t: at_temperature(t) for t in sweep}
+        record["sweep"] = {str(t): rows[name] for t, name in names.items()}
+        record["sweep_intervals"] = {str(t): intervals[name] for t, name in names.items()}
+        record["agreeing_temperature"] = agreeing_temperature(
+            {t: rows[name]["colorfulness_difference"] for t, name in names.items()}
+        )
 
-    rows = {answer: metrics.mean(totals[answer]) for answer in ANSWERS if answer in totals}
+    chosen = _chosen(scores["model"], index)
+    photos = predicted = None
+    if prior is not None:
+        wanted = [*index[:_PANEL_PHOTOS], *(place for _, places in chosen for place in index[places])]
+        raw = _raw_photos(np.asarray(wanted), config, split, share)
+        photos, predicted = _colored(measure, params, stats, raw, config, share, mesh)
+
     if jax.process_index() == 0:
         directory = workdir / "evaluation" / split
         directory.mkdir(parents=True, exist_ok=True)
-        photos = next(iter(totals["model"].values()))[1]
-        record = {"stage": stage, "step": step, "split": split, "photos": int(photos), "rows": rows}
+        if photos is not None and predicted is not None:
+            first = min(_PANEL_PHOTOS, len(index))
+            panel = report.panel(photos[:first], {"predicted": predicted[:first]})
+            Image.fromarray(panel).save(directory / "panel.png")
+            captions = [
+                f"{kind}: CIEDE2000 {scores['model'][_BY][i]:.1f}\nphoto {index[i]}\n{info.class_names[labels[i]]}"
+                for kind, places in chosen
+                for i in places
+            ]
+            page = report.panel(photos[first:], {"predicted": predicted[first:]}, captions=captions)
+            Image.fromarray(page).save(directory / "best_worst.png")
+        _write_csvs(directory, index, labels, scores, info.class_names)
+        # The last one: where it stands, the others do.
         (directory / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
-        if pictures:
-            true, predicted = (np.concatenate(x)[:_PANEL_PHOTOS] for x in zip(*pictures, strict=True))
-            Image.fromarray(report.panel(true, {"predicted": predicted})).save(directory / "panel.png")
         _log.info(
             "%s, step %d, on %d photos of %s %s; more in %s\n%s",
             stage,
             step,
-            photos,
+            len(index),
             info.name,
             split,
             directory,
-            as_table(rows),
+            as_text(record),
         )
         if config.data.source == "sample":
             _log.info(
                 "The sample is crops of the few photographs that scikit-image ships, tested on regions of the same "
                 "photographs: it shows that everything runs, not how well photographs are coloured."
             )
-    return rows
+    return record["rows"]
 
 
-def as_table(rows: dict[str, dict[str, float]]) -> str:
-    """The rows of `evaluate` as Markdown; a dash where a metric has no meaning."""
+def as_table(rows: dict[str, dict[str, float]], *, first: str = "answer") -> str:
+    """The rows of `evaluate` as Markdown; a dash where a metric has no meaning.
+
+    Args:
+        rows: what the first column says -> metric -> mean.
+        first: heading of the first column.
+    """
     columns = [name for name in COLUMNS if any(name in row for row in rows.values())]
     return report.table(
-        ["answer", *(COLUMNS[name] for name in columns)],
+        [first, *(COLUMNS[name] for name in columns)],
         [[answer, *(row.get(name, "–") for name in columns)] for answer, row in rows.items()],
     )
 
 
-def _make_step(
-    program: Program,
-    config: Config,
-    workdir: Path,
-    stage: str,
-    mesh: Mesh,
-) -> Callable[[Tree, Tree, data.Batch], tuple[dict[str, metrics.Totals], jax.Array | None]]:
-    prior = reference = None
-    if stage == "joint":
-        prior = Prior.load(training.prior_path(config, workdir))
-        reference = training.load_reference(config, workdir)
+def as_text(record: dict[str, Any]) -> str:
+    """What metrics.json holds, as Markdown tables."""
+    model, intervals = record["rows"]["model"], record["intervals"]["model"]
+    lines = [
+        as_table(record["rows"]),
+        "",
+        f"The model's means, and their {100 * record['bootstrap']['level']:g} % intervals over photos:",
+        report.table(
+            ["metric", "mean", "low", "high"],
+            [[COLUMNS[name], model[name], *intervals[name]] for name in COLUMNS if name in model],
+        ),
+    ]
+    if "sweep" in record:
+        agreeing = record["agreeing_temperature"]
+        lines += [
+            "",
+            as_table(record["sweep"], first="T"),
+            "No temperature of the sweep lies between too pale and too colourful: widen it."
+            if agreeing is None
+            else f"Predicted and true colourfulness agree at T = {agreeing:.3g}.",
+        ]
+    return "\n".join(lines)
 
-    def step(params: Tree, stats: Tree, batch: data.Batch) -> Any:
-        mask = jnp.asarray(batch["mask"])
-        rgb, lab, targets = steps.prepared(batch, config, reference)
-        l = lab[..., :1]
-        outputs, _ = program(params, stats, l, train=False)
-        labels = jnp.asarray(batch["label"])
-        top = {f"top{k}": metrics.top_k_correct(outputs.class_logits, labels, k=k) for k in (1, 5)}
-        measured = {"model": metrics.totals(top, mask=mask)}
-        if outputs.color is None:
-            return measured, None
-        assert prior is not None
-        assert reference is not None
-        temperature = config.decode.temperature
 
-        def constant(ab: Any) -> jax.Array:
-            return color.lab_to_rgb(jnp.concatenate([l, jnp.broadcast_to(ab, lab[..., 1:].shape)], -1))
+def agreeing_temperature(differences: dict[float, float]) -> float | None:
+    """The temperature at which the mean difference of colourfulness is 0, by linear interpolation.
 
-        answers = {
-            "model": steps.colorized(outputs, l, temperature=temperature),
-            "prior": constant(color.annealed_mean(jnp.log(reference.prior + 1e-12), temperature=temperature)),
-            "mean colour": constant(jnp.asarray(prior.mean_ab, jnp.float32)),
-            "gray": constant(jnp.zeros(2)),
-            "truth": rgb,
-        }
-        for answer, photo in answers.items():
-            predicted = color.rgb_to_lab(photo)
-            measures = {"colorfulness": metrics.colorfulness(photo)}
+    Args:
+        differences: temperature -> predicted − true colourfulness.
+
+    Returns:
+        The lowest such temperature; None where no two neighbours have it between them.
+    """
+    points = sorted(differences.items())
+    for t, difference in points:
+        if difference == 0:
+            return t
+    for (t0, d0), (t1, d1) in itertools.pairwise(points):
+        if d0 * d1 < 0:
+            return t0 + (t1 - t0) * d0 / (d0 - d1)
+    return None
+
+
+def _temperatures(
+    config: Config, stage: str, temperature: float | Sequence[float] | None
+) -> tuple[float, tuple[float, ...]]:
+    """The temperature of the rows, and those of the sweep."""
+    if temperature is None:
+        return config.decode.temperature, ()
+    if stage != "joint" or config.model.head != "bins":
+        raise ValueError(
+            f"temperature={temperature} is for decoding colour classes, of which this run has none "
+            f"(stage {stage}, model.head {config.model.head!r}); leave it out"
+        )
+    values = tuple(sorted({float(t) for t in np.atleast_1d(temperature)}))
+    if not values or not all(0 <= t < np.inf for t in values):
+        raise ValueError(f"temperature={temperature} must be 0 or more, one value or several")
+    return (values[0], ()) if len(values) == 1 else (config.decode.temperature, values)
+
+
+def _scores(
+    measure: Any, params: Any, stats: Any, config: Config, split: str, share: Share, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray, Scores]:
+    """Of every photo that decoded, in the split's order: its place in the split [N], its label [N] and its scores."""
+    local: list[Any] = []
+    ahead: list[tuple[data.Batch, Scores]] = []
+
+    def read() -> None:
+        batch, measured = ahead.pop(0)
+        local.append((batch["mask"], batch["label"], jax.tree.map(state.local_rows, measured)))
+
+    for batch in _batches(config, split, share):
+        ahead.append((batch, measure(params, stats, state.to_devices(batch, mesh))[0]))
+        if len(ahead) > 1:  # the devices are busy with the next one already
+            read()
+    while ahead:
+        read()
+    joined = jax.tree.map(lambda *rows: np.concatenate(rows), *local)
+    mask, labels, scores = jax.tree.map(lambda rows: _of_all_hosts(rows, share), joined)
+    index = np.flatnonzero(mask > 0)
+    labels, scores = jax.tree.map(lambda rows: rows[index], (labels, scores))
+    if "truth" in scores:
+        true = scores["truth"]["colorfulness"]
+        for answer in scores:
             if answer != "truth":
-                measures |= {
-                    "psnr": metrics.psnr(photo, rgb),
-                    "ssim": metrics.ssim(photo, rgb),
-                    "auc": metrics.auc(predicted[..., 1:], lab[..., 1:]),
-                    "delta_e": metrics.ciede2000(predicted, lab),
+                difference = scores[answer]["colorfulness"] - true
+                scores[answer] |= {
+                    "colorfulness_difference": difference,
+                    "colorfulness_error": np.abs(difference),
                 }
-            measured[answer] = measured.get(answer, {}) | metrics.totals(measures, mask=mask)
-        _, logged = steps.loss(outputs, batch, targets, config, reference)
-        for name in ("color_ce", "color_loss"):
-            if f"prior_{name}" in logged:
-                measured["model"][name] = logged[name]
-                measured["prior"][name] = logged[f"prior_{name}"]
-        return measured, color.to_uint8(answers["model"])
+        scores["model"]["true_colorfulness"] = true
+    return index, labels, scores
 
-    whole, split = state.replicated(mesh), state.by_batch(mesh)
-    return jax.jit(
-        step,
-        in_shardings=(whole, whole, split),
-        out_shardings=(whole, split),
-        compiler_options=state.compiler_options(),
+
+def _batches(config: Config, split: str, share: Share) -> Iterator[data.Batch]:
+    return data.eval_batches(
+        config.data,
+        split,
+        batch_size=share.batch_size,
+        process_index=share.process_index,
+        process_count=share.process_count,
+    )
+
+
+def _of_all_hosts(rows: np.ndarray, share: Share) -> np.ndarray:
+    """One host's rows of whole global batches, [batches · local_size, …], to all hosts', in the stream's order."""
+    hosts = multihost_utils.process_allgather(rows).reshape(share.process_count, -1, share.local_size, *rows.shape[1:])
+    return hosts.swapaxes(0, 1).reshape(-1, *rows.shape[1:])
+
+
+def _summary(scores: Scores) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
+    """Answer -> metric -> mean, and -> interval; without the metrics that no photo has."""
+    columns = {
+        (answer, metric): values
+        for answer, row in scores.items()
+        for metric in COLUMNS
+        if metric in row and np.isfinite(values := row[metric]).any()
+    }
+    table = np.stack([*columns.values()], axis=1).astype(np.float64)
+    means = np.nanmean(table, axis=0)
+    low, high = bootstrap.interval(table)
+    rows: dict[str, dict[str, float]] = {}
+    intervals: dict[str, dict[str, list[float]]] = {}
+    for i, (answer, metric) in enumerate(columns):
+        rows.setdefault(answer, {})[metric] = float(means[i])
+        intervals.setdefault(answer, {})[metric] = [float(low[i]), float(high[i])]
+    return rows, intervals
+
+
+def _chosen(model: dict[str, np.ndarray], index: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Kind -> places in the scores of the model's best, median and worst photos."""
+    if _BY not in model:
+        return []
+    order = np.argsort(model[_BY], kind="stable")
+    count = min(_BEST_WORST, len(index))
+    middle = (len(order) - count) // 2
+    return [("best", order[:count]), ("median", order[middle : middle + count]), ("worst", order[-count:])]
+
+
+def _raw_photos(wanted: np.ndarray, config: Config, split: str, share: Share) -> np.ndarray:
+    """The photos at these places of the split, uint8 [N, S, S, 3], on every host."""
+    found: np.ndarray | None = None
+    for step, batch in enumerate(_batches(config, split, share)):
+        if found is None:
+            found = np.zeros((len(wanted), *batch["image"].shape[1:]), np.uint8)
+        for row, place in enumerate(share.positions(step)):
+            found[wanted == place] = batch["image"][row]
+        if (step + 1) * share.batch_size > wanted.max():
+            break
+    # A photo lies on one host, and is black on the others.
+    return multihost_utils.process_allgather(found).sum(axis=0, dtype=np.uint8)
+
+
+def _colored(
+    measure: Any, params: Any, stats: Any, raw: np.ndarray, config: Config, share: Share, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+    """Photos as the network sees them and as it colours them, uint8 [N, image_size, image_size, 3] each."""
+    colored = []
+    for start in range(0, len(raw), share.batch_size):
+        whole = np.zeros((share.batch_size, *raw.shape[1:]), np.uint8)
+        rows = raw[start : start + share.batch_size]
+        whole[: len(rows)] = rows
+        local = data.Batch(
+            image=whole[share.rows],
+            label=np.zeros(share.local_size, np.int32),
+            mask=np.ones(share.local_size, np.float32),
+        )
+        colored.append(state.local_rows(measure(params, stats, state.to_devices(local, mesh))[1]))
+    predicted = _of_all_hosts(np.concatenate(colored), share)[: len(raw)]
+    return np.asarray(steps.cropped(raw, config)), predicted
+
+
+def _write_csvs(
+    directory: Path, index: np.ndarray, labels: np.ndarray, scores: Scores, class_names: Sequence[str]
+) -> None:
+    nothing = np.full(len(index), np.nan)
+    table = np.stack([scores["model"].get(metric, nothing) for metric in PER_PHOTO], axis=1).astype(np.float64)
+    report.write_csv(
+        directory / "per_photo.csv",
+        ["index", "label", "class", *PER_PHOTO],
+        [[i, label, class_names[label], *row] for i, label, row in zip(index, labels, table.tolist(), strict=True)],
+    )
+    there = np.isfinite(table)
+    members = labels[:, None] == np.arange(len(class_names))  # [N, classes]
+    with np.errstate(invalid="ignore"):
+        means = (members.T @ np.where(there, table, 0)) / (members.T.astype(np.float64) @ there)
+    report.write_csv(
+        directory / "per_class.csv",
+        ["label", "class", "photos", *PER_PHOTO],
+        [
+            [label, class_names[label], count, *means[label].tolist()]
+            for label, count in enumerate(members.sum(axis=0).tolist())
+        ],
     )
 
 
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; give --workdir and --split")
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; every setting is a --flag")
     log_to_terminal()
     state.keep_compiled_programs()
-    evaluate(flags.FLAGS.workdir, split=flags.FLAGS.split)
+    values = flags.FLAGS
+    try:
+        temperature = [float(t) for t in values.temperature]
+    except ValueError as error:
+        raise app.UsageError(f"--temperature={','.join(values.temperature)}: {error}") from error
+    evaluate(values.workdir, split=values.split, temperature=temperature or None)
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "The --workdir of train.py.", required=True)
     flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which photos.")
+    flags.DEFINE_list(
+        "temperature", [], "Of the annealed mean, instead of the run's own; several, as 0.1,0.2,0.4, are a sweep."
+    )
     app.run(_main)

@@ -58,7 +58,7 @@ class Progress:
                 "images_per_second": self._batch_size / seconds,
                 "seconds_per_step": seconds,
             }
-            left = f", {_duration((self._steps - step) * seconds)} left"
+            left = f", {duration((self._steps - step) * seconds)} left"
         else:
             left = ""
         self._write(step, "train", metrics, left)
@@ -104,7 +104,8 @@ def _drop_after(path: Path, step: int) -> None:
     temporary.replace(path)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as 2h05m, or 3m07s."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"

@@ -1,6 +1,9 @@
 """What an evaluation shows: pictures side by side, and tables."""
 
+import csv
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,20 +15,26 @@ _GAP = 4  # pixels, white
 _HEADER = 14  # pixels, for the captions
 
 
-def panel(true: np.ndarray, predicted: Mapping[str, np.ndarray]) -> np.ndarray:
+def panel(true: np.ndarray, predicted: Mapping[str, np.ndarray], *, captions: Sequence[str] = ()) -> np.ndarray:
     """A row a photo: gray, each prediction, and the truth; captions above.
 
     Args:
         true: uint8 [N, H, W, 3].
         predicted: caption -> uint8 [N, H, W, 3].
+        captions: of the rows, some lines each, to their right; none, or one for each photo.
 
     Returns:
         uint8 [rows, columns, 3].
     """
     columns = {"gray": to_gray(true), **predicted, "true": true}
     count, height, width = true.shape[:3]
-    canvas = Image.new("RGB", ((width + _GAP) * len(columns) + _GAP, _HEADER + (height + _GAP) * count), "white")
+    right = (width + _GAP) * len(columns) + _GAP
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    margin = max((math.ceil(measure.multiline_textbbox((0, 0), text)[2]) + _GAP for text in captions), default=0)
+    canvas = Image.new("RGB", (right + margin, _HEADER + (height + _GAP) * count), "white")
     draw = ImageDraw.Draw(canvas)
+    for j, text in enumerate(captions):
+        draw.text((right, _HEADER + j * (height + _GAP)), text, fill="black")
     for i, (caption, photos) in enumerate(columns.items()):
         left = _GAP + i * (width + _GAP)
         draw.text((left, 1), caption, fill="black")
@@ -53,3 +62,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         padded = [x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("| " + " | ".join(padded) + " |")
     return "\n".join(lines)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Writes a table; numbers with the seven digits of a float32, and nothing in the place of a NaN."""
+
+    def cell(x: object) -> object:
+        return x if not isinstance(x, float) else "" if math.isnan(x) else f"{x:.7g}"
+
+    with path.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([cell(x) for x in row] for row in rows)

@@ -79,15 +79,20 @@ def prior_path(config: Config, workdir: Path) -> Path:
     return Path(config.data.prior) if config.data.prior else workdir / "prior.npz"
 
 
+def count_prior(config: Config, path: Path) -> None:
+    """Counts the colours of the training split into a file; they depend on the `data` section alone."""
+    _log.info("counting the colours of the training split, once, into %s", path)
+    batches = data.eval_batches(config.data, "train", batch_size=64)
+    crops = ({**b, "image": steps.cropped(b["image"], config)} for b in batches)
+    count(crops, source=f"{config.data.source}:train").save(path)
+
+
 def load_reference(config: Config, workdir: Path) -> steps.Reference:
     """The prior and the rarity weights: from `data.prior`, else from the workdir, where they are counted once."""
     path = prior_path(config, workdir)
     if not config.data.prior:
         if jax.process_index() == 0 and not path.exists():
-            _log.info("counting the colours of the training split, once, into %s", path)
-            batches = data.eval_batches(config.data, "train", batch_size=64)
-            crops = ({**b, "image": steps.cropped(b["image"], config)} for b in batches)
-            count(crops, source=f"{config.data.source}:train").save(path)
+            count_prior(config, path)
         # Every process comes by here, whether it came before or after the file.
         _barrier("prior")
     prior = Prior.load(path).p

@@ -73,9 +73,7 @@ def get_config(row: str = "full") -> Any:
     j.carried = ("low_level", "global_features", "classification")
     j.init_from = ""  # a finished pretraining's workdir, or an exported folder; "" is this workdir's own, if it has one
 
-    for path, value in ablations.ROWS[_known(row)].items():
-        c.update_from_flattened_dict({path: value})
-    return c.lock()
+    return ablations.apply(c, row)
 
 
 def _stage() -> Any:
@@ -93,9 +91,3 @@ def _stage() -> Any:
     s.eval_photos = 2_048  # of the validation split at most; 0 is all of it
     s.save_every = 5_000  # steps; the last step is always saved
     return s
-
-
-def _known(row: str) -> str:
-    if row not in ablations.ROWS:
-        raise ValueError(f"no ablation row {row!r}; the rows are {', '.join(ablations.ROWS)}")
-    return row
