@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ _WAITING = 16  # requests in the queue; the next one is told to come again
 _FORGOTTEN = "is no longer kept, after half an hour without use. Please drop it here again."
 
 _STYLE = """<style>
-main.fillable.fillable { width: 100%; max-width: 1080px; }
+main.fillable.fillable { width: 100%; max-width: 1080px !important; }
 #message { border-left: 4px solid #b91c1c; background: #b91c1c1a; padding: .6rem .8rem; border-radius: 4px; }
 #limits { opacity: .7; }
 #written { display: none; }
@@ -254,26 +255,31 @@ def serving(
         from starlette.middleware import Middleware
 
         gate = Middleware(Gate, folder=folder, max_bytes=max_bytes)
-        _, url, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            allowed_paths=[],
-            max_file_size=max_bytes,
-            state_session_capacity=_SESSIONS,
-            enable_monitoring=False,
-            run_history=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            footer_links=[],
-            show_error=False,
-            head=_STYLE,
-            theme=_theme(),
-            app_kwargs={"middleware": [gate]},
-        )
+        try:
+            _, url, _ = page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                prevent_thread_lock=True,
+                quiet=True,
+                allowed_paths=[],
+                max_file_size=max_bytes,
+                state_session_capacity=_SESSIONS,
+                enable_monitoring=False,
+                run_history=False,
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                footer_links=[],
+                show_error=False,
+                head=_STYLE,
+                theme=_theme(),
+                app_kwargs={"middleware": [gate]},
+            )
+        except OSError as e:
+            raise OSError(
+                f"no page can be served on {host}, port {port}, which may be taken; take another ({e})"
+            ) from e
         try:
             yield url
         finally:
@@ -372,23 +378,20 @@ def _main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; see --help")
     log_to_terminal()
     given = flags.FLAGS
-    predictor = Predictor(given.checkpoint)
-    # Compiles what most photos need, so that the first visitor does not wait for it.
-    for prediction in predictor.predict([np.zeros(shape, np.uint8) for shape in ((3, 4), (1, 1), (4, 3))]):
-        prediction.render()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its folder is removed
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        serving(
-            predictor,
-            host=given.host,
-            port=given.port,
-            max_megabytes=given.max_megabytes,
-            max_megapixels=given.max_megapixels,
-        ) as url,
-    ):
-        _log.info("The page is at %s; Ctrl-C ends it.", url)
-        threading.Event().wait()
+    try:
+        predictor = Predictor(given.checkpoint)
+        # Compiles what most photos need, so that the first visitor does not wait for it.
+        for prediction in predictor.predict([np.zeros(shape, np.uint8) for shape in ((3, 4), (1, 1), (4, 3))]):
+            prediction.render()
+        limits = {"max_megabytes": given.max_megabytes, "max_megapixels": given.max_megapixels}
+        with serving(predictor, host=given.host, port=given.port, **limits) as url:
+            _log.info("The page is at %s; Ctrl-C ends it.", url)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    except (ImportError, OSError) as e:
+        sys.exit(f"error: {e}")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 import io
 import json
 import logging
+import os
 import re
 import socket
+import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ class Served:
     url: str
     predictor: Predictor
     asked: list[dict[str, Any]]
+    at_once: list[int]
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +48,19 @@ def predictor(untrained: Path) -> Predictor:
 @pytest.fixture(scope="module")
 def served(predictor: Predictor) -> Iterator[Served]:
     asked: list[dict[str, Any]] = []
+    at_once, busy = [], []
 
     def predict(photos: Any, **rest: Any) -> list[Prediction]:
         asked.append({"photos": photos, **rest})
-        return Predictor.predict(predictor, photos, **rest)
+        busy.append(1)
+        at_once.append(len(busy))
+        predictions = Predictor.predict(predictor, photos, **rest)
+        busy.pop()
+        return predictions
 
     predictor.predict = predict
     with demo.serving(predictor, port=free_port(), max_megabytes=1, max_megapixels=1) as url:
-        yield Served(url, predictor, asked)
+        yield Served(url, predictor, asked, at_once)
 
 
 def free_port() -> int:
@@ -368,6 +377,15 @@ def test_the_page_is_reached_from_this_machine_alone(
         assert ("without a password" in caplog.text) == warned
 
 
+def test_the_network_colours_one_photo_at_a_time(served: Served, cat: np.ndarray) -> None:
+    visitors = [Visitor(served.url) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        photos = [v.upload("cat.png", encoded(cat)) for v in visitors]
+        shown = list(pool.map(lambda v, p: v.color(p), visitors, photos))
+    assert all(s.pair for s in shown)
+    assert max(served.at_once) == 1
+
+
 def test_sessions_know_nothing_of_each_other_and_are_forgotten(
     served: Served, predictor: Predictor, cat: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,10 +406,55 @@ def test_sessions_know_nothing_of_each_other_and_are_forgotten(
         assert folder.exists()
     assert not folder.exists()
 
+    monkeypatch.undo()
+    monkeypatch.setattr(demo, "_SESSIONS", 2)
+    with demo.serving(predictor, port=free_port()) as url:
+        visitors = [Visitor(url) for _ in range(3)]
+        for visitor in visitors:
+            assert visitor.color(visitor.upload("cat.png", encoded(cat))).pair
+        messages = [said(v.call("render", None, 1.0, 0.38)["output"]["data"][0]) for v in reversed(visitors)]
+        assert messages[:2] == ["", ""]
+        assert "no longer kept" in messages[2]
+
 
 def test_without_gradio_it_is_said_what_to_install(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ImportError, match="pip install gradio"), demo.serving(predictor, port=free_port()):
+        pass
+
+
+def test_the_command_serves_until_it_is_told_to_end(untrained: Path, tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "colorjax.demo", f"--port={port}"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    root = Path(demo.__file__).parents[1]
+    running = subprocess.Popen([*command, f"--checkpoint={untrained}"], cwd=root, env=environment)
+    try:
+        until(lambda: running.poll() is not None or answers(port), seconds=120)
+        assert "Colour a photo" in httpx.get(f"http://127.0.0.1:{port}/").text
+        assert [p.name for p in tmp_path.glob("colorjax-*")]
+        running.terminate()
+        assert running.wait(timeout=30) == 0
+    finally:
+        running.kill()
+    assert not list(tmp_path.glob("colorjax-*"))
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(true: Callable[[], bool], *, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_port_that_is_taken_is_named(served: Served, predictor: Predictor) -> None:
+    port = int(served.url.strip("/").rsplit(":", 1)[1])
+    with pytest.raises(OSError, match=f"port {port}, which may be taken"), demo.serving(predictor, port=port):
         pass
 
 
