@@ -70,6 +70,11 @@ class Photo:
     metadata: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def array(self) -> np.ndarray:
+        """What Predictor takes: the pixels, with the alpha, if there is any, as the last channel."""
+        return self.pixels if self.alpha is None else np.dstack([self.pixels, self.alpha])
+
 
 def read_photo(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """Reads a photo file: of several frames the first, upright by its EXIF, in sRGB by its ICC profile.

@@ -9,11 +9,9 @@
 import functools
 import math
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,9 +23,6 @@ from colorjax.config import Config
 from colorjax.models import Colorizer
 from colorjax.state import Program, Tree
 from colorjax.trained import load_trained
-
-_ASPECT = 4 / 3  # between one working shape and the next
-_STEEPEST = 3  # such steps from the square, 64:27; a steeper photo is squeezed
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +92,7 @@ class Predictor:
     Attributes:
         config: what it was trained with; see configs/paper.py.
         class_names: of its classifier.
-        size: pixels, the side of the square that has as many pixels as the network sees of a photo.
+        size: pixels, the side of the square into which the network sees a photo squeezed.
         batch_size: photos that the network sees at once.
     """
 
@@ -107,7 +102,7 @@ class Predictor:
     batch_size: int
 
     def __init__(self, path: str | Path, *, size: int | None = None, batch_size: int = 8):
-        """Loads a colorizer. A shape's program is compiled at its first photo, and kept on disk for the next start.
+        """Loads a colorizer. Its program is compiled at the first photo, and kept on disk for the next start.
 
         Args:
             path: as trained.load_trained takes it: the --workdir of train.py.
@@ -159,16 +154,10 @@ class Predictor:
         if (style is not None or hint is not None) and not self.config.model.fusion:
             raise ValueError("this colorizer was trained without fusion: no style or class hint reaches its colours")
         number = None if hint is None else self.class_number(hint)
-        shapes = defaultdict(list)
-        for i, photo in enumerate(photos):
-            shapes[working_shape(*photo.shape[:2], size=self.size)].append(i)
-        predictions: dict[int, Prediction] = {}
-        for shape, members in shapes.items():
-            for start in range(0, len(members), self.batch_size):
-                batch = members[start : start + self.batch_size]
-                made = self._run([photos[i] for i in batch], shape, style, number)
-                predictions |= dict(zip(batch, made, strict=True))
-        return [predictions[i] for i in range(len(photos))]
+        predictions: list[Prediction] = []
+        for start in range(0, len(photos), self.batch_size):
+            predictions += self._run(photos[start : start + self.batch_size], style, number)
+        return predictions
 
     def colorize(
         self,
@@ -199,25 +188,22 @@ class Predictor:
         shown = ", ".join(like or self.class_names[:8]) + ("" if like else ", …")
         raise ValueError(f"hint is {hint!r}, no class of this colorizer; its {len(names)} classes are {shown}")
 
-    def _run(
-        self, photos: list[np.ndarray], shape: tuple[int, int], style: np.ndarray | None, hint: int | None
-    ) -> list[Prediction]:
-        side = self.config.data.image_size
-        thumbs = [resample.thumbnail(p, height=shape[0], width=shape[1]) for p in photos]
-        if style is not None:
-            whole = [resample.thumbnail(style, height=side, width=side)] * len(photos)
-        elif shape != (side, side):
-            whole = [resample.thumbnail(p, height=side, width=side) for p in photos]
-        else:
-            whole = None
-        # A lone photo is not made a full batch; all else is, so that a shape has two programs at most.
+    def _run(self, photos: Sequence[np.ndarray], style: np.ndarray | None, hint: int | None) -> list[Prediction]:
+        # Squeezed into the square that the network was trained on. Its colours are better so than at the photo's own
+        # aspect ratio; docs/predict.md has the comparison.
+        trained_size = self.config.data.image_size
+        squares = [_square(photo, self.size) for photo in photos]
+        trained = None if self.size == trained_size else [_square(photo, trained_size) for photo in photos]
+        styles = None if style is None else [_square(style, trained_size)] * len(photos)
+        # A lone photo is not made a full batch; all else is, so that there are two programs at most.
         padded = 1 if len(photos) == 1 else self.batch_size
         color, guide, probabilities = jax.device_get(
             self._forward(
                 self._params,
                 self._stats,
-                _padded(thumbs, padded),
-                None if whole is None else _padded(whole, padded),
+                _padded(squares, padded),
+                None if trained is None else _padded(trained, padded),
+                None if styles is None else _padded(styles, padded),
                 None if hint is None else np.full(padded, hint, np.int32),
             )
         )
@@ -226,21 +212,6 @@ class Predictor:
             Prediction(photo, color[i], guide[i], probabilities[i], self.class_names, temperature)
             for i, photo in enumerate(photos)
         ]
-
-
-def working_shape(height: int, width: int, *, size: int) -> tuple[int, int]:
-    """What the network sees of a photo: height and width in pixels, multiples of 8, some size² pixels in all.
-
-    One of seven aspect ratios, from 27:64 over 3:4, the square and 4:3 to 64:27, so that few programs are compiled.
-
-    Args:
-        height: of the photo.
-        width: of the photo.
-        size: the working size.
-    """
-    steps = round(math.log(width / height) / math.log(_ASPECT))
-    stretch = _ASPECT ** (max(-_STEEPEST, min(_STEEPEST, steps)) / 2)
-    return max(8, round(size / stretch / 8) * 8), max(8, round(size * stretch / 8) * 8)
 
 
 def cache_programs() -> None:
@@ -259,19 +230,43 @@ def _forward(
     params: Tree,
     stats: Tree,
     photos: jax.Array,
-    whole: jax.Array | None,
+    trained: jax.Array | None,
+    styles: jax.Array | None,
     hint: jax.Array | None,
-) -> tuple[Any, jax.Array, jax.Array]:
-    """Colour, guide and class probabilities of uint8 [B, h, w, 3]; for the global features uint8 [B, image_size,
-    image_size, 3] unless it is the same; int32 [B] or None."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Colour, guide and class probabilities of a batch.
+
+    Args:
+        photos: uint8 [B, size, size, 3].
+        trained: uint8 [B, image_size, image_size, 3], the same photos at the trained size, unless that is the size.
+        styles: alike, of the style.
+        hint: int32 [B].
+    """
     l = color.lightness(photos, gray=False)
-    global_l = None if whole is None else color.lightness(whole, gray=False)
-    outputs, _ = program(params, stats, l, global_l=global_l, hint=hint, train=False)
-    return outputs.color, color.downsample(l, factor=stride)[..., 0], jax.nn.softmax(outputs.class_logits)
+    trained_l = l if trained is None else color.lightness(trained, gray=False)
+    global_l = None if styles is None else color.lightness(styles, gray=False)
+    outputs, _ = program(params, stats, trained_l, global_l=global_l, hint=hint, train=False)
+    colors = outputs.color
+    if trained is not None:
+        global_l = trained_l if global_l is None else global_l
+        sized = program(params, stats, l, global_l=global_l, hint=hint, train=False)[0].color
+        # At another size the same network says other colours. So the size brings the detail alone, and what is coarser
+        # than four pixels of the trained size is as it is there.
+        coarse = colors.shape[1] * stride // 4
+        colors = sized + _resized(_resized(colors, coarse) - _resized(sized, coarse), sized.shape[1])
+    return colors, color.downsample(l, factor=stride)[..., 0], jax.nn.softmax(outputs.class_logits)
+
+
+def _resized(maps: jax.Array, side: int) -> jax.Array:
+    return jax.image.resize(maps, (maps.shape[0], side, side, maps.shape[-1]), "linear")
 
 
 _mean = jax.jit(lambda logits, temperature: color.annealed_mean(logits / temperature, temperature=1.0))
 _mode = jax.jit(lambda logits: color.annealed_mean(logits, temperature=0.0))
+
+
+def _square(photo: np.ndarray, size: int) -> np.ndarray:
+    return resample.thumbnail(photo, height=size, width=size)
 
 
 def _padded(photos: list[np.ndarray], count: int) -> np.ndarray:
