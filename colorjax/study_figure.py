@@ -43,9 +43,7 @@ def color_photos(run: Run) -> None:
     # Whole or not at all, as this process may be killed.
     unfinished = _path(run).with_suffix(".tmp")
     with unfinished.open("wb") as f:
-        np.savez_compressed(
-            f, step=trained.step, gray=report.to_gray(true), predicted=np.asarray(predicted), true=true
-        )
+        np.savez_compressed(f, step=trained.step, gray=report.to_gray(true), predicted=np.asarray(predicted), true=true)
     unfinished.replace(_path(run))
 
 
