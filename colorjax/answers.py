@@ -7,16 +7,24 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from colorjax import color, losses, metrics, state, steps
+from colorjax import color, metrics, state, steps
 from colorjax.config import Config
 from colorjax.data import Batch
+from colorjax.judges import efficientnet, inception, lpips
+from colorjax.judges.weights import Weights
 from colorjax.prior import Prior
 from colorjax.state import Program, Tree
 
 ANSWERS = ("model", "prior", "mean colour", "gray", "truth")
 
+FEATURES = {"efficientnet": efficientnet.features, "inception": inception.features}
+"""The networks whose features have a Fréchet distance."""
+
 Scores = dict[str, dict[str, Any]]
-"""Answer -> metric -> [B], or [B, channels] of features; NaN where a photo has no such value."""
+"""Answer -> metric -> [B], NaN where a photo has no such value; or network -> its features, [B, channels]."""
+
+Photos = dict[str, jax.Array]
+"""Answer -> uint8 [B, image_size, image_size, 3]."""
 
 
 def at_temperature(temperature: float) -> str:
@@ -32,7 +40,7 @@ def make_step(
     temperature: float,
     sweep: tuple[float, ...],
     mesh: Mesh,
-) -> Callable[[Tree, Tree, Batch], tuple[Scores, jax.Array | None]]:
+) -> Callable[[Tree, Tree, Batch], tuple[Scores, Photos]]:
     """The jitted measuring of a batch of uint8 photos, centre-cropped: (params, stats, batch) -> (scores, photos).
 
     The scores of the answers, and of the model at each temperature of the sweep, decoded from the same logits:
@@ -44,8 +52,7 @@ def make_step(
       with, so that ablation rows compare; they stand at the output's size.
     - `top1` and `top5` of the model, 1 or 0.
 
-    Of the truth there is `colorfulness` alone. The photos are the model's, uint8 [B, image_size, image_size, 3]; None
-    of a Classifier.
+    Of the truth there is `colorfulness` alone. A Classifier has no photos, and `top1` and `top5` alone.
 
     Args:
         program: the model.
@@ -61,7 +68,7 @@ def make_step(
         rarity = jnp.asarray(color.rarity_weights(prior.p))
         inverse = jnp.asarray(color.rarity_weights(prior.p, mix=0.0))
 
-    def step(params: Tree, stats: Tree, batch: Batch) -> tuple[Scores, jax.Array | None]:
+    def step(params: Tree, stats: Tree, batch: Batch) -> tuple[Scores, Photos]:
         rgb, lab, _ = steps.prepared(batch, config, None)
         l, ab = lab[..., :1], lab[..., 1:]
         outputs, _ = program(params, stats, l, train=False)
@@ -70,22 +77,20 @@ def make_step(
             "model": {f"top{k}": metrics.top_k_correct(outputs.class_logits, labels, k=k) for k in (1, 5)}
         }
         if outputs.color is None:
-            return scores, None
+            return scores, {}
 
-        def constant(ab: jax.Array) -> jax.Array:
-            return color.lab_to_rgb(jnp.concatenate([l, jnp.broadcast_to(ab, lab[..., 1:].shape)], axis=-1))
-
-        photos = {
-            "model": steps.colorized(outputs, l, temperature=temperature),
-            "prior": constant(color.annealed_mean(log_prior, temperature=temperature)),
-            "mean colour": constant(mean_ab),
-            "gray": constant(jnp.zeros(2)),
-        } | {at_temperature(t): steps.colorized(outputs, l, temperature=t) for t in sweep}
+        said = {
+            "model": steps.decoded(outputs, temperature=temperature),
+            "prior": color.annealed_mean(log_prior, temperature=temperature),
+            "mean colour": mean_ab,
+            "gray": jnp.zeros(2),
+        } | {at_temperature(t): steps.decoded(outputs, temperature=t) for t in sweep}
         weights = inverse[color.nearest_bin(ab)]
 
-        def measured(photo: jax.Array) -> dict[str, jax.Array]:
+        def measured(said_ab: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+            photo = steps.painted(said_ab, l)
             predicted = color.rgb_to_lab(photo)
-            return {
+            values = {
                 "psnr": metrics.psnr(photo, rgb),
                 "ssim": metrics.ssim(photo, rgb),
                 "colorfulness": metrics.colorfulness(photo),
@@ -93,28 +98,59 @@ def make_step(
                 "auc_rebalanced": metrics.auc(predicted[..., 1:], ab, weights=weights),
                 "delta_e": metrics.ciede2000(predicted, lab),
             }
+            return values, color.to_uint8(photo)
 
         # One after the other: a program for each answer would take long to compile.
-        values = jax.lax.map(measured, jnp.stack([*photos.values()]))
-        for i, answer in enumerate(photos):
+        values, shown = jax.lax.map(
+            measured, jnp.stack([jnp.broadcast_to(x, said["model"].shape) for x in said.values()])
+        )
+        for i, answer in enumerate(said):
             scores[answer] = scores.get(answer, {}) | {metric: value[i] for metric, value in values.items()}
         scores["truth"] = {"colorfulness": metrics.colorfulness(rgb)}
 
         if config.model.head == "bins":
             small = color.downsample(ab, factor=config.model.output_stride)
-            targets, weight = color.soft_targets(small), rarity[color.nearest_bin(small)]
+            bins, shares = color.shared_bins(small)
+            weight = rarity[bins[..., 0]]
             # As in training, a gray photo has no colour to be told.
             gray = color.is_gray(ab)
-            for answer, logits in (("model", outputs.color), ("prior", log_prior)):
-                entropy = losses.cross_entropy(logits, targets)
+            log_sum = jax.nn.logsumexp(outputs.color, axis=-1)
+            entropies = {
+                "model": log_sum - (shares * jnp.take_along_axis(outputs.color, bins, axis=-1)).sum(axis=-1),
+                "prior": -(shares * log_prior[bins]).sum(axis=-1),
+            }
+            for answer, entropy in entropies.items():
                 for metric, value in (("color_ce", entropy), ("color_loss", weight * entropy)):
                     scores[answer][metric] = jnp.where(gray, jnp.nan, value.mean(axis=(1, 2)))
-        return scores, color.to_uint8(photos["model"])
+        return scores, dict(zip(said, shown, strict=True)) | {"truth": color.to_uint8(rgb)}
 
     whole, split = state.replicated(mesh), state.by_batch(mesh)
     return jax.jit(
         step,
         in_shardings=(whole, whole, split),
+        out_shardings=split,
+        compiler_options=state.compiler_options(),
+    )
+
+
+def make_judge(mesh: Mesh) -> Callable[[dict[str, Weights], jax.Array, jax.Array], dict[str, jax.Array]]:
+    """The jitted judging of a batch of photos by networks: (judges, predicted, true) -> scores.
+
+    Judges are weights by name, "lpips" and those of FEATURES; photos are uint8 [B, H, W, 3], what a file of them would
+    hold. The scores are `lpips` [B] and the features of `predicted`, [B, channels], by the network's name.
+    """
+
+    def judged(judges: dict[str, Weights], predicted: jax.Array, true: jax.Array) -> dict[str, jax.Array]:
+        scores = {name: network(judges[name], predicted) for name, network in FEATURES.items() if name in judges}
+        if "lpips" in judges:
+            maps, true_maps = (lpips.features(judges["lpips"], photo) for photo in (predicted, true))
+            scores["lpips"] = lpips.distance(judges["lpips"], maps, true_maps)
+        return scores
+
+    whole, split = state.replicated(mesh), state.by_batch(mesh)
+    return jax.jit(
+        judged,
+        in_shardings=(whole, split, split),
         out_shardings=split,
         compiler_options=state.compiler_options(),
     )

@@ -147,8 +147,7 @@ def soft_targets(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> ja
     Returns:
         float32 [..., 313]; each sums to 1.
     """
-    index, squared_distance = _nearest(ab, neighbors)
-    weight = jax.nn.softmax(-squared_distance / (2 * sigma**2), axis=-1)
+    index, weight = shared_bins(ab, neighbors=neighbors, sigma=sigma)
     # A sum of one-hot vectors fuses into the only pass that writes the 313 entries; a scatter is
     # serial on CPU.
     target = jnp.zeros((*index.shape[:-1], NUM_BINS), jnp.float32)
@@ -156,6 +155,16 @@ def soft_targets(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> ja
         hit = index[..., k, None] == jnp.arange(NUM_BINS)
         target += jnp.where(hit, weight[..., k, None], 0.0)
     return target
+
+
+def shared_bins(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> tuple[jax.Array, jax.Array]:
+    """The entries of `soft_targets` that are not 0; arguments as there.
+
+    Returns:
+        int32 and float32 [..., neighbors]: the bins, by distance, and their shares, which sum to 1.
+    """
+    index, squared_distance = _nearest(ab, neighbors)
+    return index, jax.nn.softmax(-squared_distance / (2 * sigma**2), axis=-1)
 
 
 def annealed_mean(logits: ArrayLike, *, temperature: float = 0.38) -> jax.Array:

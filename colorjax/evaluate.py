@@ -12,21 +12,22 @@
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from PIL import Image
 
-from colorjax import bootstrap, checkpointing, data, report, state, steps, training
-from colorjax.answers import ANSWERS, Scores, at_temperature, make_step
+from colorjax import bootstrap, checkpointing, data, passes, report, state, training
+from colorjax import frechet as frechet_of
+from colorjax.answers import ANSWERS, FEATURES, Photos, Scores, at_temperature, make_judge, make_step
 from colorjax.config import Config, load_config
 from colorjax.data.batches import Share
+from colorjax.judges import efficientnet, inception, lpips
+from colorjax.judges.weights import Weights
 from colorjax.prior import Prior
 from colorjax.progress import log_to_terminal
 
@@ -43,6 +44,7 @@ COLUMNS = {
     "delta_e": "ΔE2000",
     "color_ce": "colour CE",
     "color_loss": "weighted CE",
+    "lpips": "LPIPS",
     "top1": "top-1",
     "top5": "top-5",
 }
@@ -61,8 +63,21 @@ PER_PHOTO = (
     "color_loss",
     "top1",
     "top5",
+    "lpips",
 )
 """The model's columns of per_photo.csv and per_class.csv; empty where a model has no such measure."""
+
+DISTANCES = {
+    "efficientnet": "Fréchet distance of EfficientNet-Lite0 features",
+    "inception": "FID",
+}
+"""Network -> what the Fréchet distance of its features is called."""
+
+_LEFT_OUT = {
+    "lpips": "LPIPS, for which --lpips_weights gives the weights",
+    "inception": "FID, for which --inception_weights gives the weights",
+    "efficientnet": "the Fréchet distance of EfficientNet-Lite0 features, for which there is --frechet",
+}
 
 _PANEL_PHOTOS = 12
 _BEST_WORST = 6  # photos of each kind
@@ -70,7 +85,13 @@ _BY = "delta_e"  # ascending is best first
 
 
 def evaluate(
-    workdir: str | Path, *, split: str = "test", temperature: float | Sequence[float] | None = None
+    workdir: str | Path,
+    *,
+    split: str = "test",
+    temperature: float | Sequence[float] | None = None,
+    frechet: bool = False,
+    lpips_weights: str | Path | None = None,
+    inception_weights: str | Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Evaluates a run's newest joint checkpoint, or its classifier where the joint stage has none yet.
 
@@ -83,6 +104,9 @@ def evaluate(
         split: train, validation or test.
         temperature: of the annealed mean; None is the run's own. Several are a sweep: the rows are those of the run's
             own temperature, and the record also says at which one predicted and true colourfulness agree.
+        frechet: whether to take the Fréchet distance of EfficientNet-Lite0 features between predicted and true photos.
+        lpips_weights: file of the standard weights of LPIPS over AlexNet (judges.lpips.load); None leaves LPIPS out.
+        inception_weights: file of FID's standard weights (judges.inception.load); None leaves FID out.
 
     Returns:
         Answer ("model", "prior", "mean colour", "gray", "truth") -> metric -> mean. metrics.json holds the same under
@@ -90,27 +114,39 @@ def evaluate(
 
     Raises:
         FileNotFoundError: if the workdir holds no run, or no finished checkpoint.
-        ValueError: if there is no photo, or a temperature for a model that has none.
+        ValueError: if there is no photo, weights cannot be used, or something is asked for that the model has not.
+        ImportError: for `frechet` without the package that has the weights.
     """
     workdir = Path(workdir).absolute()
     config = load_config(workdir)
     stage = "joint" if checkpointing.exists(workdir / "joint" / "checkpoints") else "pretrain"
     own, sweep = _temperatures(config, stage, temperature)
+    judges = _judges(stage, frechet=frechet, lpips_weights=lpips_weights, inception_weights=inception_weights)
     mesh = state.make_mesh()
     info = data.dataset_info(config.data)
     program = training.build_program(config, stage, classes=len(info.class_names))
     step, *trees = checkpointing.load(workdir / stage / "checkpoints")
-    params, stats = jax.device_put(trees, state.replicated(mesh))
+    resident = jax.device_put((*trees, judges), state.replicated(mesh))
     prior = None
     if stage == "joint":
         training.load_reference(config, workdir)  # counts the prior where it is missing
         prior = Prior.load(training.prior_path(config, workdir))
-    measure = make_step(program, config, prior=prior, temperature=own, sweep=sweep, mesh=mesh)
+    jitted = make_step(program, config, prior=prior, temperature=own, sweep=sweep, mesh=mesh)
+
+    judged = make_judge(mesh)
+
+    def measure(batch: data.Batch) -> tuple[Scores, Photos]:
+        params, stats, weights = resident
+        measured, photos = jitted(params, stats, state.to_devices(batch, mesh))
+        for answer, photo in photos.items() if weights else ():
+            measured[answer] |= judged(weights, photo, photos["truth"])
+        return measured, photos
+
     # Any number of devices may evaluate what any other has trained.
     devices = mesh.devices.size
     share = Share(-(-config[stage].batch_size // devices) * devices, jax.process_index(), jax.process_count())
 
-    index, labels, scores = _scores(measure, params, stats, config, split, share, mesh)
+    index, labels, scores = passes.scores(measure, config, split, share)
     if not len(index):
         raise ValueError(f"the {split} split of {info.name} has no photo that decodes")
     rows, intervals = _summary(scores)
@@ -132,12 +168,25 @@ def evaluate(
             {t: rows[name]["colorfulness_difference"] for t, name in names.items()}
         )
 
+    distances = {
+        network: {
+            answer: frechet_of.distance(row[network], scores["truth"][network])
+            for answer, row in scores.items()
+            if network in row and answer != "truth"
+        }
+        for network in FEATURES
+        if network in judges
+    }
+    if distances:
+        record["frechet"] = distances
+    record["left_out"] = [what for name, what in _LEFT_OUT.items() if stage == "joint" and name not in judges]
+
     chosen = _chosen(scores["model"], index)
     photos = predicted = None
     if prior is not None:
         wanted = [*index[:_PANEL_PHOTOS], *(place for _, places in chosen for place in index[places])]
-        raw = _raw_photos(np.asarray(wanted), config, split, share)
-        photos, predicted = _colored(measure, params, stats, raw, config, share, mesh)
+        raw = passes.photos(np.asarray(wanted), config, split, share)
+        photos, predicted = passes.colored(measure, raw, config, share)
 
     if jax.process_index() == 0:
         directory = workdir / "evaluation" / split
@@ -209,6 +258,17 @@ def as_text(record: dict[str, Any]) -> str:
             if agreeing is None
             else f"Predicted and true colourfulness agree at T = {agreeing:.3g}.",
         ]
+    if distances := record.get("frechet"):
+        answers = [*next(iter(distances.values()))]
+        lines += [
+            "",
+            report.table(
+                ["answer", *(DISTANCES[network] for network in distances)],
+                [[answer, *(row[answer] for row in distances.values())] for answer in answers],
+            ),
+        ]
+    if record["left_out"]:
+        lines += ["", f"Left out: {'; '.join(record['left_out'])}."]
     return "\n".join(lines)
 
 
@@ -248,54 +308,19 @@ def _temperatures(
     return (values[0], ()) if len(values) == 1 else (config.decode.temperature, values)
 
 
-def _scores(
-    measure: Any, params: Any, stats: Any, config: Config, split: str, share: Share, mesh: Mesh
-) -> tuple[np.ndarray, np.ndarray, Scores]:
-    """Of every photo that decoded, in the split's order: its place in the split [N], its label [N] and its scores."""
-    local: list[Any] = []
-    ahead: list[tuple[data.Batch, Scores]] = []
-
-    def read() -> None:
-        batch, measured = ahead.pop(0)
-        local.append((batch["mask"], batch["label"], jax.tree.map(state.local_rows, measured)))
-
-    for batch in _batches(config, split, share):
-        ahead.append((batch, measure(params, stats, state.to_devices(batch, mesh))[0]))
-        if len(ahead) > 1:  # the devices are busy with the next one already
-            read()
-    while ahead:
-        read()
-    joined = jax.tree.map(lambda *rows: np.concatenate(rows), *local)
-    mask, labels, scores = jax.tree.map(lambda rows: _of_all_hosts(rows, share), joined)
-    index = np.flatnonzero(mask > 0)
-    labels, scores = jax.tree.map(lambda rows: rows[index], (labels, scores))
-    if "truth" in scores:
-        true = scores["truth"]["colorfulness"]
-        for answer in scores:
-            if answer != "truth":
-                difference = scores[answer]["colorfulness"] - true
-                scores[answer] |= {
-                    "colorfulness_difference": difference,
-                    "colorfulness_error": np.abs(difference),
-                }
-        scores["model"]["true_colorfulness"] = true
-    return index, labels, scores
-
-
-def _batches(config: Config, split: str, share: Share) -> Iterator[data.Batch]:
-    return data.eval_batches(
-        config.data,
-        split,
-        batch_size=share.batch_size,
-        process_index=share.process_index,
-        process_count=share.process_count,
-    )
-
-
-def _of_all_hosts(rows: np.ndarray, share: Share) -> np.ndarray:
-    """One host's rows of whole global batches, [batches · local_size, …], to all hosts', in the stream's order."""
-    hosts = multihost_utils.process_allgather(rows).reshape(share.process_count, -1, share.local_size, *rows.shape[1:])
-    return hosts.swapaxes(0, 1).reshape(-1, *rows.shape[1:])
+def _judges(
+    stage: str, *, frechet: bool, lpips_weights: str | Path | None, inception_weights: str | Path | None
+) -> dict[str, Weights]:
+    judges: dict[str, Weights] = {}
+    if stage != "joint" and (frechet or lpips_weights or inception_weights):
+        raise ValueError("LPIPS and Fréchet distances judge colour photos, of which this run's classifier makes none")
+    if frechet:
+        judges["efficientnet"] = efficientnet.load()
+    if lpips_weights:
+        judges["lpips"] = lpips.load(lpips_weights)
+    if inception_weights:
+        judges["inception"] = inception.load(inception_weights)
+    return judges
 
 
 def _summary(scores: Scores) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
@@ -325,39 +350,6 @@ def _chosen(model: dict[str, np.ndarray], index: np.ndarray) -> list[tuple[str, 
     count = min(_BEST_WORST, len(index))
     middle = (len(order) - count) // 2
     return [("best", order[:count]), ("median", order[middle : middle + count]), ("worst", order[-count:])]
-
-
-def _raw_photos(wanted: np.ndarray, config: Config, split: str, share: Share) -> np.ndarray:
-    """The photos at these places of the split, uint8 [N, S, S, 3], on every host."""
-    found: np.ndarray | None = None
-    for step, batch in enumerate(_batches(config, split, share)):
-        if found is None:
-            found = np.zeros((len(wanted), *batch["image"].shape[1:]), np.uint8)
-        for row, place in enumerate(share.positions(step)):
-            found[wanted == place] = batch["image"][row]
-        if (step + 1) * share.batch_size > wanted.max():
-            break
-    # A photo lies on one host, and is black on the others.
-    return multihost_utils.process_allgather(found).sum(axis=0, dtype=np.uint8)
-
-
-def _colored(
-    measure: Any, params: Any, stats: Any, raw: np.ndarray, config: Config, share: Share, mesh: Mesh
-) -> tuple[np.ndarray, np.ndarray]:
-    """Photos as the network sees them and as it colours them, uint8 [N, image_size, image_size, 3] each."""
-    colored = []
-    for start in range(0, len(raw), share.batch_size):
-        whole = np.zeros((share.batch_size, *raw.shape[1:]), np.uint8)
-        rows = raw[start : start + share.batch_size]
-        whole[: len(rows)] = rows
-        local = data.Batch(
-            image=whole[share.rows],
-            label=np.zeros(share.local_size, np.int32),
-            mask=np.ones(share.local_size, np.float32),
-        )
-        colored.append(state.local_rows(measure(params, stats, state.to_devices(local, mesh))[1]))
-    predicted = _of_all_hosts(np.concatenate(colored), share)[: len(raw)]
-    return np.asarray(steps.cropped(raw, config)), predicted
 
 
 def _write_csvs(
@@ -393,7 +385,14 @@ def _main(argv: list[str]) -> None:
         temperature = [float(t) for t in values.temperature]
     except ValueError as error:
         raise app.UsageError(f"--temperature={','.join(values.temperature)}: {error}") from error
-    evaluate(values.workdir, split=values.split, temperature=temperature or None)
+    evaluate(
+        values.workdir,
+        split=values.split,
+        temperature=temperature or None,
+        frechet=values.frechet,
+        lpips_weights=values.lpips_weights,
+        inception_weights=values.inception_weights,
+    )
 
 
 if __name__ == "__main__":
@@ -402,4 +401,9 @@ if __name__ == "__main__":
     flags.DEFINE_list(
         "temperature", [], "Of the annealed mean, instead of the run's own; several, as 0.1,0.2,0.4, are a sweep."
     )
+    flags.DEFINE_bool(
+        "frechet", False, "Also the Fréchet distance of EfficientNet-Lite0 features, at 0.4 GFLOP a photo."
+    )
+    flags.DEFINE_string("lpips_weights", None, "Also LPIPS, with the weights in this .npz file.")
+    flags.DEFINE_string("inception_weights", None, "Also FID, with the weights in this .npz file.")
     app.run(_main)

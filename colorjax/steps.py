@@ -144,10 +144,19 @@ def colorized(outputs: Outputs, l: jax.Array, *, temperature: float) -> jax.Arra
         l: float32 [B, H, W, 1], 0…100.
         temperature: of the annealed mean.
     """
+    return painted(decoded(outputs, temperature=temperature), l)
+
+
+def decoded(outputs: Outputs, *, temperature: float) -> jax.Array:
+    """The ab of a Colorizer's outputs, float32 [B, h, w, 2], at the output's size; arguments as of `colorized`."""
     assert outputs.color is not None
-    ab = outputs.color
-    if ab.shape[-1] != 2:
-        ab = color.annealed_mean(ab, temperature=temperature)
+    if outputs.color.shape[-1] == 2:
+        return outputs.color
+    return color.annealed_mean(outputs.color, temperature=temperature)
+
+
+def painted(ab: jax.Array, l: jax.Array) -> jax.Array:
+    """The photo of an L, float32 [B, H, W, 1], and an ab of any size, [B, h, w, 2]: float32 [B, H, W, 3], 0…1."""
     ab = jax.image.resize(ab, (*l.shape[:3], 2), "bilinear")
     return color.lab_to_rgb(jnp.concatenate([l, ab], axis=-1))
 
