@@ -34,10 +34,11 @@ def main(argv: list[str]) -> None:
     if _DISTRIBUTED.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     # After the flags are read, so that --help is quick.
-    from colorjax import evaluate, training
+    from colorjax import evaluate, state, training
     from colorjax.progress import log_to_terminal
 
     log_to_terminal()
+    state.keep_compiled_programs()
     training.train(_CONFIG.value, _WORKDIR.value)
     if _CONFIG.value.stage != "pretrain" and _CONFIG.value.joint.steps > 0:
         evaluate.evaluate(_WORKDIR.value, split="test")

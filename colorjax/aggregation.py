@@ -9,13 +9,20 @@ with j over the k×k offsets of the patch, row by row, and v padded by reflectio
 """
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def patch_sum(values: jax.Array, weights: jax.Array, *, kernel_size: int) -> jax.Array:
+def patch_sum(
+    values: jax.Array,
+    weights: jax.Array,
+    *,
+    kernel_size: int,
+    implementation: Literal["xla", "pallas", "interpret"] = "xla",
+) -> jax.Array:
     """Sums the k×k patch around each pixel with that pixel's own weights.
 
     Args:
@@ -23,6 +30,8 @@ def patch_sum(values: jax.Array, weights: jax.Array, *, kernel_size: int) -> jax
         weights: floating [B, H, W, k², G]: the patch's offsets row by row, then the weight
             channels. Channel c of the values takes weight channel c mod G.
         kernel_size: k, odd; the reflection reaches k // 2 pixels out of the image.
+        implementation: "xla" runs everywhere. "pallas" is colorjax.patch_kernels on one GPU, and "interpret" the same
+            on any device, slowly, for tests. Nothing chooses them until they were measured to be faster.
 
     Returns:
         [B, H, W, C] of the values' dtype; summed in float32. Both gradients are summed in float32
@@ -33,6 +42,11 @@ def patch_sum(values: jax.Array, weights: jax.Array, *, kernel_size: int) -> jax
             H or W is not larger than k // 2 (the reflection needs that many rows).
     """
     _check(values.shape, weights.shape, kernel_size)
+    if implementation != "xla":
+        # Imported here, as Pallas takes a part of a second.
+        from colorjax import patch_kernels
+
+        return patch_kernels.patch_sum(kernel_size, implementation == "interpret", values, weights)
     return _patch_sum(kernel_size, values, weights)
 
 
@@ -52,7 +66,7 @@ def _check(values: tuple[int, ...], weights: tuple[int, ...], kernel_size: int) 
             f"the values' {channels} channels are not a multiple of the weights' {weights[4]}: "
             "let as many values share a weight channel as divide them"
         )
-    if min(height, width) <= kernel_size // 2:
+    if any(side <= kernel_size // 2 for side in (height, width)):  # symbolic sizes have no least
         raise ValueError(
             f"reflection by {kernel_size // 2} pixels needs a larger image than "
             f"{height}×{width}: use a smaller kernel_size than {kernel_size}"

@@ -5,6 +5,7 @@ Koltun, *Exploring Self-attention for Image Recognition*: the paper's references
 """
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Literal
 
@@ -22,6 +23,9 @@ Norm = Callable[[int], nnx.Module]
 
 def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, block_size: int = 128) -> jax.Array:
     """softmax(q kᵀ) v, unscaled as SAGAN has it, never holding more than a block of q kᵀ.
+
+    On NVIDIA GPUs from Ampere on, two-byte floats take cuDNN's flash attention (`flash_attention`); everything else a
+    blockwise softmax.
 
     Args:
         q: floating [B, N, D].
@@ -47,13 +51,57 @@ def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, block_siz
         )
     if block_size < 1:
         raise ValueError(f"block_size must be positive, got {block_size}")
+    if q.shape[2] <= _FLASH_FEATURES and q.shape[1] and q.dtype == k.dtype == v.dtype and _has_cudnn_flash(q.dtype):
+        return flash_attention(q, k, v, implementation="cudnn")
     return _attention(min(block_size, max(q.shape[1], 1)), q, k, v)
+
+
+_FLASH_FEATURES = 128
+"""The most features a head of cuDNN's flash attention has on every GPU that has it."""
+
+
+def _has_cudnn_flash(dtype: DTypeLike) -> bool:
+    # Asked while tracing, when jax.nn.dot_product_attention asks for cuDNN as well. AMD's capability is a name.
+    capability = getattr(jax.devices()[0], "compute_capability", "")
+    known = re.fullmatch(r"\d+\.\d+", capability)
+    return known is not None and float(capability) >= 8 and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+
+
+def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: Literal["cudnn", "xla"]) -> jax.Array:
+    """softmax(q kᵀ) v by jax.nn.dot_product_attention, which wants equal head sizes of a multiple of 8.
+
+    All is exact: zeros in q and k add nothing to a score whose scale is given; zeros in v come out as zeros and are cut
+    off; and values of more than 128 features are several heads that share q and k.
+
+    Args:
+        q: [B, N, D], D at most 128; bfloat16 or float16 for cuDNN.
+        k: [B, M, D].
+        v: [B, M, E].
+        implementation: of jax.nn.dot_product_attention; "xla" holds all scores, and is for tests.
+
+    Returns:
+        [B, N, E].
+    """
+    features = v.shape[2]
+    heads = -(-features // _FLASH_FEATURES)
+    size = max(q.shape[2], -(-features // heads))
+    size += -size % 8
+
+    def shared(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, size - x.shape[2])])
+        return jnp.broadcast_to(x[:, :, None], (*x.shape[:2], heads, size))
+
+    split = jnp.pad(v, [(0, 0), (0, 0), (0, heads * size - features)]).reshape(*v.shape[:2], heads, size)
+    out = jax.nn.dot_product_attention(shared(q), shared(k), split, scale=1.0, implementation=implementation)
+    return out.reshape(*out.shape[:2], heads * size)[..., :features]
 
 
 def _to_blocks(x: jax.Array, size: int) -> jax.Array:
     """[B, N, ...] -> [ceil(N / size), B, size, ...], zeros behind the last row."""
-    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
-    return x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
+    # The number of blocks is spelled out, since of a symbolic N (jax.export) a reshape cannot infer it.
+    blocks = -(-x.shape[1] // size)
+    x = jnp.pad(x, [(0, 0), (0, blocks * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+    return x.reshape(x.shape[0], blocks, size, *x.shape[2:]).swapaxes(0, 1)
 
 
 def _from_blocks(blocks: jax.Array, length: int) -> jax.Array:
@@ -324,7 +372,7 @@ class PatchwiseSelfAttention(nnx.Module):
 
 def _reflect(x: jax.Array, kernel_size: int) -> jax.Array:
     reach = kernel_size // 2
-    if min(x.shape[1:3]) <= reach:
+    if any(side <= reach for side in x.shape[1:3]):  # one by one, as symbolic sizes have no least
         raise ValueError(
             f"reflection by {reach} pixels needs a larger image than {x.shape[1]}×{x.shape[2]}: "
             f"use a smaller kernel_size than {kernel_size}"

@@ -6,6 +6,8 @@ and Efros, *Colorful Image Colorization* (ECCV 2016), which the paper takes over
 """
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,13 +33,13 @@ def rgb_to_lab(rgb: ArrayLike) -> jax.Array:
     """Converts sRGB to Lab.
 
     Args:
-        rgb: uint8 [..., 3], 0…255, or floating [..., 3], 0…1.
+        rgb: uint8 [..., 3], 0…255, uint16 [..., 3], 0…65535, or floating [..., 3], 0…1.
 
     Returns:
         float32 [..., 3]: L in 0…100, then a and b.
 
     Raises:
-        TypeError: `rgb` is neither uint8 nor floating.
+        TypeError: `rgb` is none of these.
     """
     return _lab_from_unit_rgb(unit_rgb(rgb), jnp)
 
@@ -55,32 +57,100 @@ def lab_to_rgb(lab: ArrayLike) -> jax.Array:
     y = (lab[..., 0] + 16.0) / 116.0
     x = y + lab[..., 1] / 500.0
     z = jnp.maximum(y - lab[..., 2] / 200.0, 0.0)
-    f = jnp.stack([x, y, z], axis=-1)
-    xyz = jnp.where(f > 0.2068966, f**3, (f - 16.0 / 116.0) / 7.787) * _WHITE.astype(np.float32)
-    linear = _matmul(_RGB_FROM_XYZ, xyz, jnp)
-    # The maximum keeps the unused branch finite: negative ** 0.4167 is NaN, and so is its gradient.
-    power = 1.055 * jnp.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055
-    return jnp.clip(jnp.where(linear > 0.0031308, power, 12.92 * linear), 0.0, 1.0)
+    return jnp.clip(_encoded(jnp.stack(_linear_rgb(x, y, z), axis=-1)), 0.0, 1.0)
+
+
+def lightness(photo: ArrayLike, *, gray: bool) -> jax.Array:
+    """L of a photo alone.
+
+    Args:
+        photo: uint8, uint16 or floating as rgb_to_lab takes them: [...] if it is gray, else [..., 3].
+        gray: which of the two.
+
+    Returns:
+        float32 [..., 1], 0…100.
+    """
+    linear = jax.lax.optimization_barrier(_decoded(unit_rgb(photo)))
+    y = linear if gray else _products(_XYZ_FROM_RGB[1:2], [linear[..., i] for i in range(3)])[0]
+    return (116.0 * _cube_root(y, jnp) - 16.0)[..., None]
+
+
+def to_pixels(l: ArrayLike, ab: ArrayLike, *, levels: int) -> jax.Array:
+    """Lab to integer sRGB that keeps L, whatever the colour.
+
+    Where sRGB has no such colour of that lightness, its chroma is reduced and its hue and L stay. Of each channel's two
+    nearest integers those are taken that together come closest to L: nearest integers alone would be up to half a gray
+    level off, and more for vivid colours.
+
+    Args:
+        l: floating [..., 1], 0…100.
+        ab: floating [..., 2].
+        levels: the largest integer, 255 or 65535.
+
+    Returns:
+        int32 [..., 3], 0…levels.
+    """
+    l, ab = jnp.asarray(l, jnp.float32)[..., 0], jnp.asarray(ab, jnp.float32)
+    a, b = ab[..., 0] / 500.0, ab[..., 1] / 200.0
+    y = (l + 16.0) / 116.0
+
+    # Channel by channel, since XLA computes a last axis of 3 at a third of the speed.
+    def channels(share: jax.Array) -> list[jax.Array]:
+        return _linear_rgb(y + share * a, y, y - share * b)
+
+    def fit(rgb: list[jax.Array]) -> jax.Array:
+        return functools.reduce(jnp.logical_and, [(c >= 0) & (c <= 1) for c in rgb])
+
+    inside, step = fit(channels(jnp.ones_like(l))).astype(jnp.float32), 0.5
+    # Bisection; 2^-10 of the chroma is below what 8 bits resolve.
+    for _ in range(10):
+        further = inside + step
+        inside = jnp.where((further <= 1) & fit(channels(further)), further, inside)
+        step /= 2
+    # Otherwise XLA fuses all of it into each channel, and repeats it there.
+    l, inside = jax.lax.optimization_barrier((l, inside))
+
+    low, up_error, down_error = [], [], []
+    for linear, weight in zip(channels(inside), _XYZ_FROM_RGB[1].tolist(), strict=True):
+        linear = jnp.clip(linear, 0.0, 1.0)
+        encoded = jnp.clip(_encoded(linear), 0.0, 1.0)
+        floor = jnp.floor(encoded * levels)
+        low.append(floor)
+        # What rounding up, or down, adds to Y: two terms of the series about `linear`, without another power.
+        curved = linear > 0.0031308
+        slope = jnp.where(curved, 2.4 * linear / (encoded + 0.055), 1 / 12.92)
+        bend = jnp.where(curved, 0.7 * slope / (encoded + 0.055), 0.0)
+        for errors, rounded in ((down_error, floor), (up_error, jnp.minimum(floor + 1, levels))):
+            change = rounded / levels - encoded
+            errors.append(weight * change * (slope + bend * change))
+    low, up_error, down_error = jax.lax.optimization_barrier((low, up_error, down_error))
+    best, ups = jnp.full_like(l, jnp.inf), [jnp.zeros_like(l)] * 3
+    for up in itertools.product((0, 1), repeat=3):
+        error = jnp.abs(sum(up_error[c] if up[c] else down_error[c] for c in range(3)))
+        ups = [jnp.where(error < best, up[c], ups[c]) for c in range(3)]
+        best = jnp.minimum(error, best)
+    result = [jnp.minimum(x + more, levels).astype(jnp.int32) for x, more in zip(low, ups, strict=True)]
+    return jnp.stack(jax.lax.optimization_barrier(result), axis=-1)
 
 
 def unit_rgb(rgb: ArrayLike) -> jax.Array:
     """Brings either form of RGB to float32 0…1.
 
     Args:
-        rgb: uint8 of any shape, 0…255, or floating, 0…1.
+        rgb: uint8 of any shape, 0…255, uint16, 0…65535, or floating, 0…1.
 
     Returns:
         float32 of the same shape, 0…1.
 
     Raises:
-        TypeError: `rgb` is neither uint8 nor floating.
+        TypeError: `rgb` is none of these.
     """
     rgb = jnp.asarray(rgb)
-    if rgb.dtype == jnp.uint8:
-        return rgb.astype(jnp.float32) / 255.0
+    if rgb.dtype in (jnp.uint8, jnp.uint16):
+        return rgb.astype(jnp.float32) / jnp.iinfo(rgb.dtype).max
     if jnp.issubdtype(rgb.dtype, jnp.floating):
         return rgb.astype(jnp.float32)
-    raise TypeError(f"RGB must be uint8 (0…255) or floating (0…1), not {rgb.dtype}")
+    raise TypeError(f"RGB must be uint8 (0…255), uint16 (0…65535) or floating (0…1), not {rgb.dtype}")
 
 
 def to_uint8(rgb: ArrayLike) -> jax.Array:
@@ -275,21 +345,49 @@ def downsample(x: ArrayLike, *, factor: int) -> jax.Array:
 
 def _lab_from_unit_rgb(rgb: Any, xp: Any) -> Any:
     """rgb_to_lab on 0…1, in numpy (float64) for the bins or in jax.numpy (float32)."""
-    # Both maxima keep the unused branches and their gradients finite.
-    curve = ((xp.maximum(rgb, 0.04045) + 0.055) / 1.055) ** 2.4
-    linear = xp.where(rgb > 0.04045, curve, rgb / 12.92)
-    t = _matmul(_XYZ_FROM_RGB / _WHITE[:, None], linear, xp)
-    f = xp.where(t > 0.008856, xp.cbrt(xp.maximum(t, 0.008856)), 7.787 * t + 16.0 / 116.0)
+    t = _matmul(_XYZ_FROM_RGB / _WHITE[:, None], _decoded(rgb, xp), xp)
+    f = _cube_root(t, xp)
     x, y, z = f[..., 0], f[..., 1], f[..., 2]
     return xp.stack([116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)], axis=-1)
 
 
+def _cube_root(t: Any, xp: Any) -> Any:
+    """Lab's f: the cube root, linear near 0."""
+    # The maximum keeps the unused branch and its gradient finite, here and below.
+    return xp.where(t > 0.008856, xp.cbrt(xp.maximum(t, 0.008856)), 7.787 * t + 16.0 / 116.0)
+
+
+def _decoded(rgb: Any, xp: Any = jnp) -> Any:
+    """sRGB to linear light, both 0…1."""
+    curve = ((xp.maximum(rgb, 0.04045) + 0.055) / 1.055) ** 2.4
+    return xp.where(rgb > 0.04045, curve, rgb / 12.92)
+
+
+def _encoded(linear: jax.Array) -> jax.Array:
+    """Linear light to sRGB; below 0 it goes on linearly."""
+    power = 1.055 * jnp.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055
+    return jnp.where(linear > 0.0031308, power, 12.92 * linear)
+
+
+def _linear_rgb(x: jax.Array, y: jax.Array, z: jax.Array) -> list[jax.Array]:
+    """The cube roots of Lab, y = (L + 16) / 116 and so on, to the channels of linear sRGB, not clipped."""
+    xyz = [
+        jnp.where(f > 0.2068966, f**3, (f - 16.0 / 116.0) / 7.787) * white
+        for f, white in zip((x, y, z), _WHITE.tolist(), strict=True)
+    ]
+    return _products(_RGB_FROM_XYZ, xyz)
+
+
 def _matmul(matrix: np.ndarray, color: Any, xp: Any) -> Any:
     """Applies a 3×3 matrix to the last axis, in the precision of `color` on every device."""
-    r, g, b = color[..., 0], color[..., 1], color[..., 2]
+    return xp.stack(_products(matrix, [color[..., i] for i in range(3)]), axis=-1)
+
+
+def _products(matrix: np.ndarray, color: Sequence[Any]) -> list[Any]:
+    """A matrix times a column of three arrays."""
+    r, g, b = color
     # Products with Python floats stay out of TF32 and bfloat16, which cost up to 1 in Lab.
-    rows = [r * m[0] + g * m[1] + b * m[2] for m in matrix.tolist()]
-    return xp.stack(rows, axis=-1)
+    return [r * m[0] + g * m[1] + b * m[2] for m in matrix.tolist()]
 
 
 def _nearest(ab: ArrayLike, count: int) -> tuple[jax.Array, jax.Array]:

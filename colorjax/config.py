@@ -18,9 +18,8 @@ def claim(config: Config, workdir: Path) -> None:
         ValueError: if they differ in anything but `stage`: lists the differences.
     """
     path = workdir / "config.json"
-    mine = json.loads(config.to_json())
     if path.exists():
-        there, now = flat(json.loads(path.read_text())), flat(mine)
+        there, now = flat(json.loads(path.read_text())), flat(json.loads(config.to_json()))
         differing = [
             f"  {key}: {there.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
             for key in sorted(there.keys() | now.keys())
@@ -34,21 +33,31 @@ def claim(config: Config, workdir: Path) -> None:
             )
     elif jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(mine, indent=2) + "\n")
-        temporary.replace(path)
+        save_config(config, workdir)
 
 
-def load_config(workdir: Path) -> Config:
-    """The configuration that a run was trained with.
+def save_config(config: Config, folder: Path) -> None:
+    """Writes config.json into a folder, over what is there."""
+    path = folder / "config.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def load_config(folder: Path) -> Config:
+    """The configuration that a run, or the colorizer of an exported folder, was trained with.
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if the file is damaged.
     """
-    path = workdir / "config.json"
+    path = folder / "config.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: {workdir} is not the workdir of a run")
-    return ConfigDict(json.loads(path.read_text())).lock()
+        raise FileNotFoundError(f"{path} is missing: {folder} is neither the workdir of a run nor an exported folder")
+    try:
+        return ConfigDict(json.loads(path.read_text())).lock()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: it is no configuration in JSON ({error})") from error
 
 
 def flat(tree: dict, prefix: str = "") -> dict[str, object]:

@@ -380,6 +380,7 @@ def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every setting is a --flag")
     log_to_terminal()
+    state.keep_compiled_programs()
     values = flags.FLAGS
     try:
         temperature = [float(t) for t in values.temperature]

@@ -4,6 +4,7 @@
 parameter's path, `low_level/…`, is the same too, and pretraining is carried over by path (checkpointing.graft).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,9 @@ from colorjax.config import Config
 
 SHARED = ("low_level", "global_features", "classification")
 """The networks of both models, which pretraining can hand to the joint stage."""
+
+_HINT_STEP = 0.02  # of the length of the vector that a class hint moves
+_HINT_CERTAINTY = 0.9  # the class's probability at which it has arrived
 
 
 class Outputs(NamedTuple):
@@ -99,22 +103,49 @@ class Colorizer(Classifier):
             **common,
         )
 
-    def __call__(self, l: jax.Array, *, global_l: jax.Array | None = None) -> Outputs:
+    def __call__(self, l: jax.Array, *, global_l: jax.Array | None = None, hint: jax.Array | None = None) -> Outputs:
         """Colour and class of a batch.
 
         Args:
             l: float32 [B, H, W, 1], 0…100; H and W multiples of 8.
             global_l: float32 [B, image_size, image_size, 1]: what the global network sees instead of `l`. Needed where
                 `l` has another size; another photograph's gives its style (Iizuka, section 6.3).
+            hint: int32 [B], a class each, which the global features are moved to before the fusion.
         """
         low = self.low_level(_normalized(l))
         global_low = low if global_l is None else self.low_level(_normalized(global_l))
         for_class, vector = self.global_features(global_low)
+        if hint is not None:
+            for_class = self._moved(for_class, hint)
+            vector = self.global_features.for_fusion(for_class)
         local = self.mid_level(low)
         color = self.colorization(self.fusion(local, vector) if self.fusion else local)
         # Iizuka's sigmoid output, 0…1, stands for ab of −128…128.
         color = 256 * (nnx.sigmoid(color) - 0.5) if self.regression else color
         return Outputs(self.classification(for_class), color)
+
+    def _moved(self, for_class: jax.Array, hint: jax.Array) -> jax.Array:
+        """The vector for the classification, moved until the classification says `hint`, or it has moved by its length.
+
+        Downhill in the class loss, by steps of a fixed share of the vector's length, within what ReLU can give.
+        """
+
+        def log_probability(x: jax.Array) -> jax.Array:
+            scores = jax.nn.log_softmax(self.classification(x))
+            return jnp.take_along_axis(scores, hint[:, None], axis=-1)[:, 0]
+
+        length = jnp.linalg.norm(for_class, axis=-1, keepdims=True)
+
+        def step(_: int, x: jax.Array) -> jax.Array:
+            value, pull = jax.vjp(log_probability, x)
+            (gradient,) = pull(jnp.ones_like(value))
+            # What ReLU holds at 0 does not use up the step.
+            gradient = jnp.where((x > 0) | (gradient > 0), gradient, 0)
+            norm = jnp.linalg.norm(gradient, axis=-1, keepdims=True)
+            moved = nnx.relu(x + _HINT_STEP * length * gradient / jnp.maximum(norm, 1e-12))
+            return jnp.where(value[:, None] < math.log(_HINT_CERTAINTY), moved, x)
+
+        return jax.lax.fori_loop(0, round(1 / _HINT_STEP), step, for_class)
 
 
 def compute_dtype(config: Config) -> jnp.dtype:

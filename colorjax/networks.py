@@ -168,7 +168,11 @@ class GlobalFeatures(nnx.Module):
         x = _chain(self.convs, x)
         x = nnx.relu(self.norm1(self.dense1(x.reshape(x.shape[0], -1))))
         x = nnx.relu(self.norm2(self.dense2(x)))
-        return x, nnx.relu(self.norm3(self.dense3(x)))
+        return x, self.for_fusion(x)
+
+    def for_fusion(self, for_class: jax.Array) -> jax.Array:
+        """The vector that the fusion takes, of the one that the classification takes."""
+        return nnx.relu(self.norm3(self.dense3(for_class)))
 
 
 class MidLevelFeatures(nnx.Module):

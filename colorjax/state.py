@@ -1,7 +1,10 @@
 """What is trained and where it lies: the mesh, the functional form of a model, the optimizer, the train state."""
 
+import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -49,13 +52,17 @@ class Program:
 
     def __call__(self, params: Tree, stats: Tree, *args: Any, train: bool, **kwargs: Any) -> tuple[Any, Tree]:
         """The model's outputs, and the statistics after the call: changed if `train`."""
-        model = nnx.merge(self.graphdef, _numbered(params), _numbered(stats))
+        model = self.merged(params, stats)
         if train:
             model.train()
         else:
             model.eval()
         outputs = model(*args, **kwargs)
         return outputs, _named(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    def merged(self, params: Tree, stats: Tree) -> nnx.Module:
+        """The model itself, with these parameters and statistics."""
+        return nnx.merge(self.graphdef, _numbered(params), _numbered(stats))
 
 
 def make_mesh() -> Mesh:
@@ -79,6 +86,19 @@ def compiler_options() -> dict[str, str]:
     """What XLA is told when it compiles a step."""
     # On CPU its YNNPACK fusions take the convolutions' filter gradients, at a half to a fifth of the speed of its own.
     return {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else {}
+
+
+def keep_compiled_programs() -> None:
+    """Lets compiled programs outlive the process, so that the next one starts in seconds. For the commands.
+
+    They lie where JAX_COMPILATION_CACHE_DIR says ("" is nowhere), else in the user's cache directory. What they are
+    found by holds the program, the versions and the processor's features, so a wrong one is not taken.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    with contextlib.suppress(RuntimeError):  # a user without a home directory keeps none
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(caches / "colorjax"))
 
 
 def to_devices(batch: Any, mesh: Mesh) -> Any:

@@ -21,7 +21,7 @@ from colorjax.models import SHARED, Classifier, Colorizer
 from colorjax.prior import Prior, count
 from colorjax.progress import Progress
 from colorjax.state import Program, Tree
-from colorjax.trained import save_class_names
+from colorjax.trained import is_portable, load_trained, save_class_names
 
 _log = logging.getLogger(__name__)
 
@@ -257,25 +257,32 @@ def _maker(config: Config, stage: str, classes: int) -> Callable[[jax.Array], nn
 
 
 def _grafted(config: Config, workdir: Path, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
-    source = Path(config.joint.init_from or workdir) / "pretrain" / "checkpoints"
     if not config.joint.init_from and config.pretrain.steps == 0:
         return params, stats
-    try:
-        step, pretrained_params, pretrained_stats = checkpointing.load(source)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"the joint stage starts from a pretrained classifier, but there is {error}; train with "
-            "stage=pretrain first, set joint.init_from to a pretrained workdir, or set "
-            "pretrain.steps=0 to start from scratch"
-        ) from error
+    source, carriable = Path(config.joint.init_from or workdir), SHARED
+    if config.joint.init_from and is_portable(source):
+        # An exported colorizer has all of the networks to give.
+        exported = load_trained(source)
+        step, pretrained_params, pretrained_stats = exported.step, exported.params, exported.stats
+        carriable = tuple(params)
+    else:
+        source = source / "pretrain" / "checkpoints"
+        try:
+            step, pretrained_params, pretrained_stats = checkpointing.load(source)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"the joint stage starts from a pretrained classifier, but there is {error}; train with "
+                "stage=pretrain first, set joint.init_from to a pretrained workdir or an exported folder, or set "
+                "pretrain.steps=0 to start from scratch"
+            ) from error
     if not config.joint.init_from and step < config.pretrain.steps:
         raise ValueError(
             f"the pretraining in {workdir} stands at step {step} of {config.pretrain.steps}; finish it "
             "with stage=pretrain, or set joint.init_from to take it as it is"
         )
     carried = config.joint.carried
-    if not set(carried) <= set(SHARED):
-        raise ValueError(f"joint.carried is {tuple(carried)}; it can only name {', '.join(SHARED)}")
+    if not set(carried) <= set(carriable):
+        raise ValueError(f"joint.carried is {tuple(carried)}; it can only name {', '.join(carriable)}")
     _log.info("joint: %s from %s, step %d", ", ".join(carried), source, step)
     return (
         checkpointing.graft(params, pretrained_params, networks=carried, what="parameters"),

@@ -69,8 +69,9 @@ def get_config(row: str = "full") -> Any:
     j.eval_every = 500
     j.save_every = 500
     j.log_every = 10
-    j.carried = ("low_level", "global_features", "classification")  # networks that pretraining hands over
-    j.init_from = ""  # a finished pretraining's workdir; "" takes this workdir's own, if it has one
+    # Networks that pretraining hands over; an exported folder has mid_level, fusion and colorization to give as well.
+    j.carried = ("low_level", "global_features", "classification")
+    j.init_from = ""  # a finished pretraining's workdir, or an exported folder; "" is this workdir's own, if it has one
 
     return ablations.apply(c, row)
 

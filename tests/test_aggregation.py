@@ -1,12 +1,15 @@
 """The patch sum against sums written out pixel by pixel."""
 
+import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from colorjax import patch_kernels
 from colorjax.aggregation import patch_sum
 
 
@@ -75,10 +78,16 @@ def _both_ways(
     weights: jax.typing.ArrayLike,
     cotangent: jax.typing.ArrayLike,
     kernel_size: int,
+    implementation: Any = "xla",
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    @jax.jit
+    form = functools.partial(patch_sum, kernel_size=kernel_size, implementation=implementation)
+
+    # An interpreted kernel is a large program, run once: LLVM's optimisation would take longer than it saves.
+    @functools.partial(
+        jax.jit, compiler_options={"xla_backend_optimization_level": 0} if implementation == "interpret" else None
+    )
     def run(values: jax.Array, weights: jax.Array, cotangent: jax.Array):
-        out, pull = jax.vjp(lambda v, w: patch_sum(v, w, kernel_size=kernel_size), values, weights)
+        out, pull = jax.vjp(form, values, weights)
         return out, *pull(cotangent)
 
     return run(jnp.asarray(values), jnp.asarray(weights), jnp.asarray(cotangent))
@@ -114,6 +123,21 @@ def test_gradients_equal_those_of_the_unfolded_form(shape, groups, kernel_size):
         np.testing.assert_allclose(ours, naive, atol=2e-5)
 
 
+# Images of one tile and of several, wider than the tile by an odd number; groups that are no power of two; mirrors on
+# all sides at once.
+@pytest.mark.parametrize(
+    ("shape", "groups", "kernel_size"),
+    [((2, 5, 4, 6), 3, 3), ((1, 4, 4, 8), 1, 7), ((1, 5, 37, 48), 6, 5)],
+)
+def test_kernels_equal_the_unfolded_form(shape, groups, kernel_size, monkeypatch):
+    monkeypatch.setattr(patch_kernels, "_TILE", 1024)  # makes tiles of 16 pixels of the wide image
+    arrays = _arrays(shape, groups, kernel_size)
+    found = _both_ways(*arrays, kernel_size, "interpret")
+    out, pull = jax.vjp(lambda v, w: _unfolded(v, w, kernel_size), *arrays[:2])
+    for ours, naive in zip(found, (out, *pull(arrays[2])), strict=True):
+        np.testing.assert_allclose(ours, naive, atol=2e-5)
+
+
 def test_gradients_equal_finite_differences():
     values, weights, cotangent = _arrays((1, 4, 5, 4), 2, 3)
     _, d_values, d_weights = _both_ways(values, weights, cotangent, 3)
@@ -142,9 +166,10 @@ def test_offsets_run_row_by_row():
     np.testing.assert_array_equal(out[0, :, :, 0], values[0, :, [1, 2, 3, 2], 0].T)
 
 
-def test_bfloat16_sums_in_float32():
+@pytest.mark.parametrize("implementation", ["xla", "interpret"])
+def test_bfloat16_sums_in_float32(implementation):
     values, weights, cotangent = (jnp.asarray(x, jnp.bfloat16) for x in _arrays((1, 6, 5, 8), 2, 7))
-    found = _both_ways(values, weights, cotangent, 7)
+    found = _both_ways(values, weights, cotangent, 7, implementation)
     v, w, c = (np.asarray(x, np.float32) for x in (values, weights, cotangent))
     expected = (_looped(v, w, 7), *_looped_gradients(v, w, c, 7))
     for index, (ours, naive) in enumerate(zip(found, expected, strict=True)):

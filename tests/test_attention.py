@@ -1,9 +1,11 @@
 """Both self-attentions against plain forms that hold everything."""
 
+import functools
 import itertools
 import subprocess
 import sys
 import textwrap
+import types
 from typing import Any
 
 import jax
@@ -12,12 +14,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from colorjax import attention as attention_module
 from colorjax.attention import (
     PatchwiseAttentionBlock,
     PatchwiseSelfAttention,
     SelfAttention,
     SpectralLinear,
     dot_product_attention,
+    flash_attention,
     unfold,
 )
 
@@ -99,6 +103,40 @@ def test_bfloat16_attention_keeps_a_float32_softmax():
         assert found.dtype == jnp.bfloat16
         error = np.abs(np.asarray(found, np.float32) - np.asarray(expected)).max()
         assert error < 0.02 * np.abs(expected).max()
+
+
+# 6 values make one head of 8; 300 make three of 104, the last of which is mostly filled up.
+@pytest.mark.parametrize(("features", "values"), [(4, 6), (4, 300), (19, 16)])
+def test_heads_of_flash_attention_change_nothing(features, values):
+    q, k, v = (_normal(i, 2, *shape) for i, shape in enumerate([(13, features), (9, features), (9, values)]))
+    arrays = (q, 2 * k, v, _normal(3, 2, 13, values))
+    ours = _attend_both_ways(functools.partial(flash_attention, implementation="xla"), *arrays)
+    for found, expected in zip(ours, _attend_both_ways(_softmax_attention, *arrays), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_cudnn_takes_two_byte_floats_on_the_gpus_that_have_it(monkeypatch):
+    taken = []
+
+    def flash(q, k, v, *, implementation):
+        taken.append((q.dtype.name, implementation))
+        return v
+
+    def attend(capability, dtype, features=4):
+        taken.clear()
+        device = types.SimpleNamespace(**({"compute_capability": capability} if capability else {}))
+        monkeypatch.setattr(jax, "devices", lambda: [device])
+        q, v = jnp.zeros((1, 3, features), dtype), jnp.zeros((1, 3, 2), dtype)
+        dot_product_attention(q, q, v)
+        return list(taken)
+
+    monkeypatch.setattr(attention_module, "flash_attention", flash)
+    assert attend("9.0", jnp.bfloat16) == [("bfloat16", "cudnn")]
+    assert attend("8.0", jnp.float16) == [("float16", "cudnn")]
+    # float32, an older GPU, an AMD GPU, a CPU, too many features: the blockwise softmax.
+    for case in [("9.0", jnp.float32), ("7.5", jnp.bfloat16), ("gfx942", jnp.bfloat16), ("", jnp.bfloat16)]:
+        assert attend(*case) == [], case
+    assert attend("9.0", jnp.bfloat16, features=136) == []
 
 
 @pytest.mark.parametrize("keys", [12544, 3136])

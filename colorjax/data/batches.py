@@ -1,6 +1,7 @@
 """What every source of photographs hands out, and how processes share it."""
 
 import dataclasses
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypedDict
 
 import numpy as np
+
+# Threads that read ahead, a batch each. Checksums and copies leave Python's lock to the others.
+_READERS = 3
 
 SPLITS = ("train", "validation", "test")
 
@@ -120,18 +124,17 @@ class RowSource:
 
     def train(self, share: Share, *, seed: int, start_step: int) -> Iterator[Batch]:
         rows = self._rows["train"]
-        permutations: dict[int, np.ndarray] = {}
+
+        @functools.lru_cache(maxsize=2)
+        def order(epoch: int) -> np.ndarray:
+            return np.random.default_rng([seed, epoch]).permutation(len(rows))
 
         def read(step: int) -> Batch:
             epochs, places = np.divmod(share.positions(step), len(rows))
             indices = np.empty_like(places)
             for epoch in np.unique(epochs):
-                if epoch not in permutations:
-                    permutations[epoch] = np.random.default_rng([seed, epoch]).permutation(len(rows))
                 here = epochs == epoch
-                indices[here] = permutations[epoch][places[here]]
-            for passed in [epoch for epoch in permutations if epoch < epochs[0]]:
-                del permutations[passed]
+                indices[here] = order(int(epoch))[places[here]]
             image, label = rows.read(indices)
             return Batch(image=image, label=label, mask=np.ones(len(label), np.float32))
 
@@ -154,12 +157,12 @@ class RowSource:
 
 
 def _prefetch(read: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
-    """Reads ahead in one thread: the next batch is ready when the device asks for it."""
-    with ThreadPoolExecutor(max_workers=1) as thread:
+    """Reads ahead in several threads: the next batch is ready when the device asks for it."""
+    with ThreadPoolExecutor(max_workers=_READERS) as threads:
         ahead = deque()
         for step in steps:
-            ahead.append(thread.submit(read, step))
-            if len(ahead) > 2:
+            ahead.append(threads.submit(read, step))
+            if len(ahead) > _READERS:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

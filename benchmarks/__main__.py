@@ -1,0 +1,67 @@
+"""`python -m benchmarks NAME`: measures one table, prints it as Markdown, and writes it as JSON.
+
+    python -m benchmarks patch_sum             kernels, against XLA's and PyTorch's forms of the same
+    python -m benchmarks step --json=step.json the whole joint step, against the same model in PyTorch
+    python -m benchmarks device --pack=packs/food256 --out=OUT --pretrain_steps=2000 --joint_steps=2000
+
+The peers need PyTorch (pip install torch==2.13.0); without it their columns are left out. Nothing else should run on
+the machine meanwhile: the load that it had at the start is written down with the numbers.
+"""
+
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+# Both frameworks share one GPU.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+TABLES = ("patch_sum", "relation", "attention", "step", "input", "startup", "growth")
+NAMES = (*TABLES, "device")
+
+_JSON = flags.DEFINE_string("json", None, "Where the rows go as JSON, beside what they depend on.")
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs, of which the median counts.", lower_bound=1)
+_QUICK = flags.DEFINE_bool("quick", False, "The least work that goes through all the code; its numbers mean nothing.")
+_PACK = flags.DEFINE_string("pack", "", "A pack of 256-pixel photos (python -m colorjax.data); else the sample.")
+_PHOTOS = flags.DEFINE_string("photos", "", "A folder of photo files for `input`; else it makes some of the sample.")
+_OUT = flags.DEFINE_string("out", "", "Where `device` writes its tables and its run.")
+_PRETRAIN_STEPS = flags.DEFINE_integer("pretrain_steps", 0, "Steps of the first stage of the run of `device`.")
+_JOINT_STEPS = flags.DEFINE_integer("joint_steps", 0, "Steps of its second; 0 leaves the run out.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2 or argv[1] not in NAMES:
+        raise app.UsageError(f"name one of {', '.join(NAMES)}, not {argv[1:]}")
+    from benchmarks import measure
+    from colorjax.progress import log_to_terminal
+
+    log_to_terminal()
+    settings = measure.Settings(
+        repeats=1 if _QUICK.value else _REPEATS.value,
+        quick=_QUICK.value,
+        pack=_PACK.value,
+        photos=_PHOTOS.value,
+        out=_OUT.value,
+        pretrain_steps=_PRETRAIN_STEPS.value,
+        joint_steps=_JOINT_STEPS.value,
+    )
+    record: dict[str, Any] = {"environment": measure.environment() | {"quick": settings.quick}}
+    table = importlib.import_module(f"benchmarks.{argv[1]}")
+    record["title"] = table.TITLE
+    record["rows"] = table.rows(settings)
+    shown = record["environment"]
+    print(f"\n{table.TITLE}\n\n{measure.markdown(record['rows'])}\n")
+    print(
+        f"{shown['command']}: {shown['device']}, {shown['cores']} cores, load {shown['load']:.1f}, {shown['versions']}"
+    )
+    if settings.quick:
+        print("quick: these numbers mean nothing")
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

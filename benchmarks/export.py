@@ -1,0 +1,125 @@
+"""The colorizer as an exported program beside the model itself: the same answers, and how fast.
+
+    python benchmarks/export.py --config=configs/paper.py --out=OUT --sizes=224,448 --batches=1,8
+
+It needs onnx and onnxruntime. `OUT/export.json` holds, for each size and batch, the median seconds of the model under
+jax.jit, of its StableHLO program, and of ONNX Runtime on the CPU, each with as many threads as it chooses, and the
+largest differences from the model in ab and in the class logits. The parameters are the initial ones unless --workdir
+names a run; the speed does not depend on them.
+"""
+
+import importlib.metadata
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import onnxruntime
+from absl import app, flags
+from jax import export as jax_export
+from ml_collections import ConfigDict, config_flags
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from colorjax import color, data, export, onnx_graph, training
+from colorjax.trained import Trained, load_trained
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/paper.py", "The model, where --workdir is not given.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "A run, or an exported folder.")
+_OUT = flags.DEFINE_string("out", None, "Where export.json goes.", required=True)
+_SIZES = flags.DEFINE_list("sizes", ["224"], "Heights and widths in pixels.")
+_BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Batch sizes.")
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs, of which the median counts.")
+
+Outputs = dict[str, Any]
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    trained = load_trained(_WORKDIR.value) if _WORKDIR.value else _untrained(_CONFIG.value)
+    out = Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "onnx", "onnxruntime")},
+        "command": " ".join(sys.argv),
+        "rows": [],
+    }
+    programs = {"model": _model(trained), "stablehlo": _stablehlo(trained), "onnxruntime": _onnxruntime(trained)}
+    temperature = np.asarray(trained.config.decode.temperature, np.float32)
+    for size in map(int, _SIZES.value):
+        for batch in map(int, _BATCHES.value):
+            inputs = _lightness(batch, size), _lightness(batch, trained.config.data.image_size), temperature
+            answers = {name: program(*inputs) for name, program in programs.items()}
+            seconds = {name: _seconds(program, *inputs) for name, program in programs.items()}
+            differences = {
+                name: {key: float(np.abs(answer[key] - answers["model"][key]).max()) for key in ("ab", "class_logits")}
+                for name, answer in answers.items()
+                if name != "model"
+            }
+            row = {"size": size, "batch": batch, "seconds": seconds, "largest_difference": differences}
+            record["rows"].append(row)
+            (out / "export.json").write_text(json.dumps(record, indent=2) + "\n")
+            print(json.dumps(row), flush=True)
+
+
+def _untrained(config: Any) -> Trained:
+    names = tuple(f"class {i}" for i in range(101))
+    params, stats = training.init_model(config, "joint", classes=len(names))
+    return Trained(config, names, 0, *jax.tree.map(np.asarray, (params, stats)))
+
+
+def _model(trained: Trained) -> Callable[..., Outputs]:
+    program = trained.program()
+
+    # The parameters are arguments, as in evaluation and prediction.
+    @jax.jit
+    def colorize(params: Any, stats: Any, l: jax.Array, global_l: jax.Array, temperature: jax.Array) -> Outputs:
+        outputs, _ = program(params, stats, l, global_l=global_l, train=False)
+        ab = outputs.color
+        if ab.shape[-1] != 2:
+            ab = color.annealed_mean(ab / temperature, temperature=1.0)
+        return {"ab": ab, "class_logits": outputs.class_logits}
+
+    trees = jax.device_put((trained.params, trained.stats))
+    return lambda *inputs: jax.device_get(colorize(*trees, *inputs))
+
+
+def _stablehlo(trained: Trained) -> Callable[..., Outputs]:
+    call = jax.jit(jax_export.deserialize(bytearray(export.to_stablehlo(trained))).call)
+    return lambda *inputs: jax.device_get(call(*inputs))
+
+
+def _onnxruntime(trained: Trained) -> Callable[..., Outputs]:
+    graph = onnx_graph.build(trained, least_temperature=export.LEAST_TEMPERATURE)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    keys = [value.name for value in session.get_outputs()]
+    return lambda *inputs: dict(zip(keys, session.run(keys, dict(zip(names, inputs, strict=True))), strict=True))
+
+
+def _lightness(batch: int, size: int) -> np.ndarray:
+    config: Any = ConfigDict({"source": "sample", "resolution": size, "train_fraction": 0.8, "shuffle_buffer": 1})
+    batches = data.eval_batches(config, "train", batch_size=batch)
+    return np.asarray(color.rgb_to_lab(next(batches)["image"]))[..., :1]
+
+
+def _seconds(program: Callable[..., Outputs], *inputs: np.ndarray) -> float:
+    program(*inputs)
+    times = []
+    for _ in range(_REPEATS.value):
+        start = time.perf_counter()
+        program(*inputs)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,242 @@
+"""How everything here is measured: peers in turns, medians, memory, the device's own limits, Markdown."""
+
+# The peers' packages need not be installed.
+# pyright: reportMissingImports=false
+
+import ctypes
+import gc
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
+"""One line of a table: column -> text or number."""
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+_WARM_UPS = 2
+_PAUSE = 0.02  # seconds in which the threads that the last one left spinning come to rest
+
+
+class Settings(NamedTuple):
+    """What the command line asks for.
+
+    Attributes:
+        repeats: timed runs of each form, of which the median counts.
+        quick: the least work that goes through all the code; its numbers mean nothing.
+        pack: a pack of 256-pixel photos (`python -m colorjax.data`), or "".
+        photos: a folder of photo files (`config.data.source` "folder"), or "".
+        out: where `device` writes, or "".
+        pretrain_steps, joint_steps: of the run that `device` trains.
+    """
+
+    repeats: int
+    quick: bool
+    pack: str = ""
+    photos: str = ""
+    out: str = ""
+    pretrain_steps: int = 0
+    joint_steps: int = 0
+
+
+def race(forms: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, float]:
+    """Median seconds of each form, run in turns A B A B …, so that whatever else the machine does falls on all.
+
+    Args:
+        forms: name -> a function of no argument, which returns JAX arrays, or nothing once it has finished.
+        repeats: timed turns, after two that are not counted.
+    """
+    import jax
+
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for turn in range(_WARM_UPS + repeats):
+        for name, run in forms.items():
+            time.sleep(_PAUSE)
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if turn >= _WARM_UPS:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(of) for name, of in times.items()}
+
+
+def matmul_rate(*, repeats: int, quick: bool = False) -> float:
+    """FLOP/s of a large matrix product in the dtype that the networks use: what shares of the peak are shares of."""
+    import jax
+    import jax.numpy as jnp
+
+    accelerator = jax.default_backend() != "cpu"
+    n, dtype = (8192, jnp.bfloat16) if accelerator else (2048, jnp.float32)
+    n = 256 if quick else n
+    a, b = (jax.random.normal(jax.random.key(i), (n, n), dtype) for i in range(2))
+    product = jax.jit(jnp.matmul)
+    return 2 * n**3 / race({"product": lambda: product(a, b)}, repeats=repeats)["product"]
+
+
+def copy_rate(*, repeats: int, quick: bool = False) -> float:
+    """Bytes a second, read plus written, of one pass over an array that no cache holds: the floor of memory traffic."""
+    import jax
+    import jax.numpy as jnp
+
+    size = 2**20 if quick else 2**30 if jax.default_backend() != "cpu" else 2**28
+    x = jnp.ones(size // 4, jnp.float32)
+    negate = jax.jit(jnp.negative)
+    return 2 * size / race({"pass": lambda: negate(x)}, repeats=repeats)["pass"]
+
+
+def torch_or_none() -> Any:
+    """PyTorch, if it is installed."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
+
+
+def torch_device() -> str:
+    """Where the peers run: where JAX does.
+
+    Raises:
+        RuntimeError: if JAX has a GPU and PyTorch sees none, since a comparison would mean nothing.
+    """
+    import jax
+    import torch
+
+    if jax.default_backend() == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            f"JAX runs on {jax.devices()[0].device_kind} and PyTorch {torch.__version__} sees no GPU: install its CUDA "
+            "build, or compare on the CPU with JAX_PLATFORMS=cpu"
+        )
+    return "cuda"
+
+
+def torch_wait() -> None:
+    """Returns when PyTorch's device has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def compiled_memory(compiled: Any) -> int:
+    """Bytes that XLA's buffer assignment gives a compiled program: inputs, outputs and temporaries."""
+    memory = compiled.memory_analysis()
+    return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+
+
+def resident_peaks(make: Callable[..., dict[str, Callable[[], Any]]], *arguments: Any) -> dict[str, int]:
+    """Bytes by which each form's second run raises the resident memory of a process of its own, outputs included.
+
+    The kernel's high-water mark is reset before the run (Linux), and the allocator gives every freed block of more than
+    64 KiB back at once, so that what an earlier run left does not hide what this one takes. It is the same instrument
+    for XLA and for PyTorch. Elsewhere than on Linux nothing is returned.
+
+    Args:
+        make: a function at the top of a module: (*arguments) -> forms, as `race` takes them.
+        arguments: what it is called with.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        return {}
+    with multiprocessing.get_context("spawn").Pool(1) as process:
+        return process.apply(_measure_peaks, (make, arguments))
+
+
+def _measure_peaks(make: Callable[..., dict[str, Callable[[], Any]]], arguments: Sequence[Any]) -> dict[str, int]:
+    import jax
+
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 64 * 1024)  # M_MMAP_THRESHOLD
+    peaks = {}
+    for name, run in make(*arguments).items():
+        result = jax.block_until_ready(run())
+        del result
+        gc.collect()
+        libc.malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        result = jax.block_until_ready(run())
+        peaks[name] = _status("VmHWM") - before
+        del result
+    return peaks
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def run_alone(*command: str, **environment: str) -> str:
+    """What a Python process of its own prints to standard output.
+
+    Raises:
+        RuntimeError: with what it printed to standard error, if it fails.
+    """
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, sys.path)])} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+    return done.stdout
+
+
+def last_json(text: str) -> Any:
+    """The JSON value on the last line of what a process printed."""
+    return json.loads(text.strip().splitlines()[-1])
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on besides the code."""
+    import jax
+
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    versions = {}
+    for package in ("jax", "jaxlib", "flax", "numpy", "torch", "tensorflow-cpu", "cupy-cuda13x"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": commit.stdout.strip(),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+    }
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor()
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table; the columns are those of all rows, in the order in which they come up."""
+    from colorjax import report
+
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return report.table(columns, [[row.get(name, "–") for name in columns] for row in rows])

@@ -1,0 +1,94 @@
+"""What of Gradio's server a page's visitors reach: the page's own requests, its own files, and nothing else."""
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+
+class Gate:
+    """Lets through the requests that the page makes, and nothing else of what Gradio answers.
+
+    Gradio also fetches addresses on a client's behalf, forwards, records, and serves code and settings. What names no
+    request of the page is answered by 404; a file, by Gradio, if it lies in the page's own folder; a request that would
+    have the server fetch an address is refused, and so is one too long.
+    """
+
+    _READ = frozenset(
+        ["/", "/config", "/theme.css", "/favicon.ico", "/manifest.json"]
+        + [f"/gradio_api/{name}" for name in ("info", "startup-events", "upload_progress", "queue/data")]
+    )
+    _READ_BELOW = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+    _WRITTEN = frozenset(f"/gradio_api/{name}" for name in ("upload", "queue/join", "cancel", "reset"))
+    _FILE = "/gradio_api/file="
+    _MARGIN = 2**16  # bytes: a request without a file, or what a form adds to one
+
+    def __init__(self, app: Callable[..., Awaitable[None]], *, folder: Path, max_bytes: int):
+        self._app, self._folder, self._max_bytes = app, folder, max_bytes
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            status = self._refused(scope["method"], scope["path"], dict(scope["headers"]).get(b"content-length"))
+            if status is None and scope["path"] == "/gradio_api/queue/join":
+                body = await _whole(receive)
+                if _names_address(body):
+                    status = 403
+                receive = _again(body, receive)
+            if status is not None:
+                await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+                await send({"type": "http.response.body", "body": b""})
+                return
+        elif scope["type"] != "lifespan":
+            return  # no WebSocket is used
+        await self._app(scope, receive, send)
+
+    def _refused(self, method: str, path: str, length: bytes | None) -> int | None:
+        if method in ("GET", "HEAD"):
+            if path in self._READ or path.startswith(self._READ_BELOW):
+                return None
+            if path.startswith(self._FILE):
+                inside = Path(path.removeprefix(self._FILE)).resolve().is_relative_to(self._folder)
+                return None if inside else 403
+            return 404
+        if method != "POST" or path not in self._WRITTEN:
+            return 404
+        if length is None:
+            return 411
+        longest = self._MARGIN + (self._max_bytes if path == "/gradio_api/upload" else 0)
+        return None if int(length) <= longest else 413
+
+
+async def _whole(receive: Any) -> bytes:
+    body, more = b"", True
+    while more:
+        part = await receive()
+        body += part.get("body", b"")
+        more = part.get("more_body", False)
+    return body
+
+
+def _again(body: bytes, receive: Any) -> Callable[[], Awaitable[Any]]:
+    """What gives the body that was taken, then goes on."""
+    parts = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def next_part() -> Any:
+        return parts.pop() if parts else await receive()
+
+    return next_part
+
+
+def _names_address(body: bytes) -> bool:
+    """Whether a file in a JSON request lies elsewhere in the network, so that Gradio would fetch it."""
+    try:
+        left = [json.loads(body)]
+    except ValueError:
+        return False  # Gradio answers that it is no JSON
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if "://" in str(value.get("path")):
+                return True
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+    return False

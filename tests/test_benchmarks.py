@@ -1,0 +1,97 @@
+"""The benchmarks' peer: PyTorch's model is colorjax's, number by number."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from colorjax import losses, training
+from colorjax.models import Colorizer, parameter_count
+from configs import paper
+
+CLASSES = 5
+
+
+def test_pytorchs_model_has_as_many_parameters() -> None:
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_model
+
+    config = paper.get_config()
+    ours = nnx.eval_shape(lambda: Colorizer(config.model, classes=101, image_size=224, rngs=nnx.Rngs(0)))
+    with torch.device("meta"):
+        peer = torch_model.Colorizer(classes=101, image_size=224)
+    assert sum(p.numel() for p in peer.parameters()) == parameter_count(ours)
+
+
+def test_pytorchs_model_gives_the_same_outputs_loss_and_gradients() -> None:
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_model
+
+    config: Any = paper.get_config().unlock()
+    config.data.image_size = 32
+    config.model.update(width=0.25, patch_kernels=(3, 5, 3), output_gate=0.7)
+    program = training.build_program(config, "joint", classes=CLASSES)
+    params, stats = training.init_model(config, "joint", classes=CLASSES)
+    rng = np.random.default_rng(0)
+    # Away from the zeros and ones that a fresh bias or scale is, so that none can be forgotten.
+    params, stats = (
+        jax.tree.map(lambda x: jnp.asarray(x * rng.uniform(0.7, 1.3, x.shape) + 0.05 * (x.ndim < 2), jnp.float32), tree)
+        for tree in (params, stats)
+    )
+    l = rng.uniform(0, 100, (8, 32, 32, 1)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, 8)
+    bins = rng.dirichlet(np.ones(313), (8, 16, 16)).astype(np.float32)
+    weight = rng.uniform(0, 2, (8, 16, 16)).astype(np.float32)
+    targets = losses.ColorTargets(
+        ab=jnp.zeros((8, 16, 16, 2)), bins=jnp.asarray(bins), weight=jnp.asarray(weight), valid=jnp.ones((8, 16, 16))
+    )
+
+    def loss(params: Any, train: bool) -> Any:
+        outputs, _ = program(params, stats, jnp.asarray(l), train=train)
+        of_class, _ = losses.class_terms(outputs.class_logits, jnp.asarray(labels), jnp.ones(8))
+        of_color, _ = losses.color_terms(outputs.color, targets, prior=jnp.full(313, 1 / 313))
+        return (of_class + of_color) / 8, outputs
+
+    options: Any = {"static_argnums": 1, "compiler_options": {"xla_backend_optimization_level": 0}}
+    in_training = jax.jit(loss, **options)(params, True)
+    (value, outputs), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), **options)(params, False)
+
+    def made_by_peer(tree: Any, train: bool) -> Any:
+        peer = torch_model.Colorizer(classes=CLASSES, image_size=32, width=0.25, patch_kernels=(3, 5, 3))
+        torch_model.load(peer, tree, stats)
+        return peer.train(train)
+
+    # BatchNorm over eight photos, of one pixel at the end, magnifies rounding.
+    for train, (of_ours, ours), tolerance in ((True, in_training, 1e-3), (False, (value, outputs), 1e-4)):
+        peer = made_by_peer(params, train)
+        class_logits, color_logits = peer(torch.tensor(l.transpose(0, 3, 1, 2)))
+        of_peer = torch_model.loss(
+            class_logits,
+            color_logits,
+            torch.tensor(labels),
+            torch.tensor(bins.transpose(0, 3, 1, 2)),
+            torch.tensor(weight),
+        )
+        np.testing.assert_allclose(ours.class_logits, class_logits.detach(), atol=tolerance)
+        np.testing.assert_allclose(ours.color, color_logits.detach().permute(0, 2, 3, 1), atol=tolerance)
+        assert float(of_ours) == pytest.approx(of_peer.detach().item(), rel=1e-5)
+    # In training even PyTorch's own float32 and float64 gradients differ by a tenth here.
+    of_peer.backward()
+    # Ours as parameters, so that their names and layouts are found by the same rules.
+    expected = dict(made_by_peer(gradient, False).named_parameters())
+    for name, found in peer.named_parameters():
+        assert found.grad is not None, name
+        assert float((found.grad - expected[name]).norm().detach()) < 1e-4 * float(found.grad.norm()), name
+
+
+def test_a_name_that_one_side_lacks_is_refused() -> None:
+    pytest.importorskip("torch")
+    from benchmarks import torch_model
+
+    with pytest.raises(ValueError, match=r"on one side only: dense\.weight, .*output\.bias"):
+        torch_model.load(
+            torch_model.Classification(width=0.25, classes=3), {"output": {"kernel": np.zeros((64, 3))}}, {}
+        )
