@@ -285,7 +285,7 @@ def test_the_report_is_one_page_and_shows_what_there_is(tmp_path: Path, faked: l
     assert "| no_rarity | " in markdown
     assert "**+1 [1, 1]**" in markdown
     assert "| no_fusion/seed1 | pending |" in markdown
-    assert "loss.rarity=1.0" in markdown
+    assert "loss.rarity=1" in markdown
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
