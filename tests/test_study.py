@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +306,17 @@ def test_the_commands_are_one_a_run(tmp_path: Path, faked: list[str]) -> None:
     assert ablate.carry_out(runs, directory=tmp_path)
     text = ablate.commands(runs, config="c.py", overrides=overrides, rows=rows, directory=tmp_path)
     assert text.count("python -m") == 1
+
+
+def test_a_signal_at_the_end_of_a_training_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As one that comes during the last validation: the training has no step left at which to heed it.
+    monkeypatch.setattr(training, "_train_stage", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(training, "count_prior", lambda *_: None)
+    run = plan(tmp_path, rows=["no_pretraining"])["no_pretraining/seed0"]
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            ablate.carry_out([run], directory=tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not run.failure()
