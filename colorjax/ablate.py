@@ -18,7 +18,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from colorjax import estimate, evaluate, study, study_figure, study_report, training
+from colorjax import estimate, evaluate, state, study, study_figure, study_report, training
 from colorjax.progress import log_to_terminal
 from colorjax.study import Run
 
@@ -119,6 +119,7 @@ def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every setting is a --flag")
     log_to_terminal()
+    state.keep_compiled_programs()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # between the trainings, which have their own
     values = flags.FLAGS
     directory = Path(values.workdir)

@@ -101,7 +101,8 @@ def _changes(runs: Sequence[Run]) -> _Table:
         if full is None:
             what = "unknown, since there is no run of `full`"
         else:
-            what = ", ".join(f"{k}={v}" for k, v in fields.items() if full.get(k) != v) or "nothing"
+            changed = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in fields.items() if full.get(k) != v}
+            what = ", ".join(f"{k}={v}" for k, v in changed.items()) or "nothing"
         rows.append([row, what])
     return _Table(
         "What each row changes", f"Against `{BASELINE}`, which is the configuration as it is.", ["row", "changes"], rows

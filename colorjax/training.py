@@ -310,6 +310,9 @@ def _termination() -> Iterator[Callable[[], bool]]:
         yield lambda: came
     finally:
         signal.signal(signal.SIGTERM, before)
+    # It came after the last step, when there was nothing left to stop here.
+    if came and callable(before):
+        before(signal.SIGTERM, None)
 
 
 def _barrier(name: str) -> None:

@@ -21,7 +21,7 @@ from colorjax.data.packed import write_pack
 from colorjax.data.sample import open_sample
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ROWS = ("full", "no_pretraining", "steps_x4")
+ROWS = ("full", "no_pretraining")
 STEPS = {"pretrain": 2, "joint": 3}
 
 
@@ -148,19 +148,15 @@ def study(directory: Path, by_commands: Path) -> Path:
     text = process.communicate()[0]
     # The plan came first, with the speed of steps that were taken for it.
     assert "timing 3 steps of pretrain/full/seed0" in text
-    assert text.index("| steps_x4/seed0 ") < text.index("In all ") < text.index("run 1 of 4: pretrain/full/seed0")
+    assert text.index("| no_pretraining/seed0 ") < text.index("In all ") < text.index("run 1 of 3: pretrain/full/seed0")
     assert not (made / "no_pretraining" / "seed0" / "evaluation").exists()
     # The report of what was done by then is there.
     with (made / "report.csv").open(newline="") as f:
-        assert {line["row"]: line["seeds_done"] for line in csv.DictReader(f)} == {
-            "full": "1",
-            "no_pretraining": "0",
-            "steps_x4": "0",
-        }
+        assert {line["row"]: line["seeds_done"] for line in csv.DictReader(f)} == {"full": "1", "no_pretraining": "0"}
     before = {name: contents(made / name) for name in ("pretrain", "full")}
     text = said(start(directory, *flags))
     assert "timing" not in text  # since the runs have been timed by now
-    assert "run 3 of 4: no_pretraining/seed0" in text
+    assert "run 3 of 3: no_pretraining/seed0" in text
     assert {name: contents(made / name) for name in before} == before
     return made
 
@@ -187,7 +183,7 @@ def test_the_report_says_what_the_files_say(study: Path) -> None:
                 assert float(line["difference"]) == pytest.approx(difference.mean(), rel=1e-3, abs=1e-6)
                 assert float(line["low"]) < difference.mean() < float(line["high"])
     html = (study / "report.html").read_text()
-    assert "3 of 3 runs are done" in html
+    assert "2 of 2 runs are done" in html
     assert html.count("<img ") == len(ROWS) + 2
 
 

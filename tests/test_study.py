@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,14 @@ from configs import ablations, paper, quickstart
 EVERY = [*ablations.ROWS, *ablations.CURES]
 
 
-def base(**fields: Any) -> Any:
+def base(fields: dict[str, Any] | None = None) -> Any:
     config = quickstart.get_config().unlock()
-    config.update_from_flattened_dict(fields)
+    config.update_from_flattened_dict(fields or {})
     return config.lock()
 
 
-def plan(directory: Path, rows: list[str] = EVERY, seeds: tuple[int, ...] = (0,), **fields: Any) -> dict[str, Run]:
-    return {run.name: run for run in study.plan(base(**fields), rows=rows, seeds=seeds, directory=directory)}
+def plan(directory: Path, rows: list[str] = EVERY, seeds: tuple[int, ...] = (0,), fields: Any = None) -> dict[str, Run]:
+    return {run.name: run for run in study.plan(base(fields), rows=rows, seeds=seeds, directory=directory)}
 
 
 def test_rows_by_name() -> None:
@@ -86,7 +89,7 @@ def test_pretraining_does_not_depend_on_what_its_rule_leaves_out() -> None:
         l = jax.ShapeDtypeStruct((2, config.data.image_size, config.data.image_size, 1), "float32")
         return f"{initial}{jax.make_jaxpr(of_all)(params, stats, l)}"
 
-    small = {"data.resolution": 40, "data.image_size": 32, "model.patch_kernels": (3, 3, 3)}
+    small = {"data.resolution": 40, "data.image_size": 32, "model.patch_attention": False}
     left_out = {
         "model.output_attention": "none",
         "model.output_gate": 0.5,
@@ -94,11 +97,11 @@ def test_pretraining_does_not_depend_on_what_its_rule_leaves_out() -> None:
         "model.fusion": False,
         "model.head": "ab",
     }
-    alike, other = base(**small), base(**small, **left_out)
+    alike, other = base(small), base(small | left_out)
     # Else what follows would be empty.
     assert {f"model.{k}" for k in alike.model if alike.model[k] != other.model[k]} == {*left_out}
     assert traced(alike) == traced(other)
-    assert traced(alike) != traced(base(**small, **{"model.downsampling": "pool"}))
+    assert traced(alike) != traced(base(small | {"model.downsampling": "pool"}))
 
 
 def test_a_field_that_the_rule_does_not_know_is_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +120,7 @@ def test_a_field_that_the_rule_does_not_know_is_trained_anew(tmp_path: Path, mon
 
 
 def test_a_row_is_what_it_is_called_whatever_the_base(tmp_path: Path) -> None:
-    runs = plan(tmp_path, **{"pretrain.steps": 7, "joint.steps": 40, "joint.batch_size": 6, "data.prior": "p.npz"})
+    runs = plan(tmp_path, fields={"pretrain.steps": 7, "joint.steps": 40, "joint.batch_size": 6, "data.prior": "p.npz"})
     assert runs["pretrain/full/seed0"].steps == 7
     assert runs["no_pretraining/seed0"].pretraining is None
     assert (runs["steps_x4/seed0"].steps, runs["batch_x4/seed0"].steps) == (160, 10)
@@ -136,23 +139,23 @@ def test_cures_change_one_thing_each_of_the_papers_recipe() -> None:
 
 def test_what_a_study_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"joint\.init_from is 'there', which the study sets itself"):
-        plan(tmp_path, **{"joint.init_from": "there"})
+        plan(tmp_path, fields={"joint.init_from": "there"})
     with pytest.raises(ValueError, match=r"row full: joint\.steps is 0"):
-        plan(tmp_path, **{"joint.steps": 0})
+        plan(tmp_path, fields={"joint.steps": 0})
     there = plan(tmp_path)["no_fusion/seed0"]
     claim(there.config, there.workdir)
     plan(tmp_path)
     with pytest.raises(ValueError, match=r"(?s)no_fusion/seed0 belongs to a run.*joint\.learning_rate: 0\.001 there"):
-        plan(tmp_path, **{"joint.learning_rate": 0.1})
+        plan(tmp_path, fields={"joint.learning_rate": 0.1})
 
 
 def test_a_pretraining_of_another_study_is_taken_if_it_is_the_same(tmp_path: Path) -> None:
     before = plan(tmp_path)["pretrain/full/seed0"]
     claim(before.config, before.workdir)
-    after = plan(tmp_path, rows=["full"], **{"joint.steps": 9, "loss.rarity": 0.3})["pretrain/full/seed0"]
+    after = plan(tmp_path, rows=["full"], fields={"joint.steps": 9, "loss.rarity": 0.3})["pretrain/full/seed0"]
     assert after.config.to_json() == before.config.to_json()
     with pytest.raises(ValueError, match=r"pretrain\.batch_size: 16 there, 4 now"):
-        plan(tmp_path, rows=["full"], **{"pretrain.batch_size": 4})
+        plan(tmp_path, rows=["full"], fields={"pretrain.batch_size": 4})
 
 
 # The training, replaced.
@@ -285,7 +288,7 @@ def test_the_report_is_one_page_and_shows_what_there_is(tmp_path: Path, faked: l
     assert "| no_rarity | " in markdown
     assert "**+1 [1, 1]**" in markdown
     assert "| no_fusion/seed1 | pending |" in markdown
-    assert "loss.rarity=1.0" in markdown
+    assert "loss.rarity=1" in markdown
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
@@ -303,3 +306,17 @@ def test_the_commands_are_one_a_run(tmp_path: Path, faked: list[str]) -> None:
     assert ablate.carry_out(runs, directory=tmp_path)
     text = ablate.commands(runs, config="c.py", overrides=overrides, rows=rows, directory=tmp_path)
     assert text.count("python -m") == 1
+
+
+def test_a_signal_at_the_end_of_a_training_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As one that comes during the last validation: the training has no step left at which to heed it.
+    monkeypatch.setattr(training, "_train_stage", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(training, "count_prior", lambda *_: None)
+    run = plan(tmp_path, rows=["no_pretraining"])["no_pretraining/seed0"]
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            ablate.carry_out([run], directory=tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not run.failure()
