@@ -132,7 +132,6 @@ def evaluate(
         training.load_reference(config, workdir)  # counts the prior where it is missing
         prior = Prior.load(training.prior_path(config, workdir))
     jitted = make_step(program, config, prior=prior, temperature=own, sweep=sweep, mesh=mesh)
-
     judged = make_judge(mesh)
 
     def measure(batch: data.Batch) -> tuple[Scores, Photos]:
@@ -140,6 +139,7 @@ def evaluate(
         measured, photos = jitted(params, stats, state.to_devices(batch, mesh))
         for answer, photo in photos.items() if weights else ():
             measured[answer] |= judged(weights, photo, photos["truth"])
+        measured.get("truth", {}).pop("lpips", None)  # 0, of photos with themselves
         return measured, photos
 
     # Any number of devices may evaluate what any other has trained.
@@ -149,7 +149,6 @@ def evaluate(
     index, labels, scores = passes.scores(measure, config, split, share)
     if not len(index):
         raise ValueError(f"the {split} split of {info.name} has no photo that decodes")
-    rows, intervals = _summary(scores)
     record = {
         "stage": stage,
         "step": step,
@@ -157,51 +156,29 @@ def evaluate(
         "photos": len(index),
         "temperature": own,
         "bootstrap": {"level": bootstrap.LEVEL, "resamples": bootstrap.RESAMPLES},
-        "rows": {answer: rows[answer] for answer in ANSWERS if answer in rows},
-        "intervals": {answer: intervals[answer] for answer in ANSWERS if answer in intervals},
     }
-    if sweep:
-        names = {t: at_temperature(t) for t in sweep}
-        record["sweep"] = {str(t): rows[name] for t, name in names.items()}
-        record["sweep_intervals"] = {str(t): intervals[name] for t, name in names.items()}
-        record["agreeing_temperature"] = agreeing_temperature(
-            {t: rows[name]["colorfulness_difference"] for t, name in names.items()}
-        )
-
-    distances = {
-        network: {
-            answer: frechet_of.distance(row[network], scores["truth"][network])
-            for answer, row in scores.items()
-            if network in row and answer != "truth"
-        }
-        for network in FEATURES
-        if network in judges
-    }
-    if distances:
-        record["frechet"] = distances
+    record |= _means(scores, sweep) | _distances(scores)
     record["left_out"] = [what for name, what in _LEFT_OUT.items() if stage == "joint" and name not in judges]
-
     chosen = _chosen(scores["model"], index)
-    photos = predicted = None
-    if prior is not None:
-        wanted = [*index[:_PANEL_PHOTOS], *(place for _, places in chosen for place in index[places])]
-        raw = passes.photos(np.asarray(wanted), config, split, share)
-        photos, predicted = passes.colored(measure, raw, config, share)
+    pictures: dict[str, np.ndarray] = {}
+    if chosen:
+        first = min(_PANEL_PHOTOS, len(index))
+        wanted = np.concatenate([np.arange(first), *(places for _, places in chosen)])
+        raw = passes.photos(index[wanted], config, split, share)
+        true, predicted = passes.colored(measure, raw, config, share)
+        captions = [
+            f"{kind}: CIEDE2000 {scores['model'][_BY][i]:.1f}\nphoto {index[i]}\n{info.class_names[labels[i]]}"
+            for kind, places in chosen
+            for i in places
+        ]
+        pictures["panel.png"] = report.panel(true[:first], {"predicted": predicted[:first]})
+        pictures["best_worst.png"] = report.panel(true[first:], {"predicted": predicted[first:]}, captions=captions)
 
     if jax.process_index() == 0:
         directory = workdir / "evaluation" / split
         directory.mkdir(parents=True, exist_ok=True)
-        if photos is not None and predicted is not None:
-            first = min(_PANEL_PHOTOS, len(index))
-            panel = report.panel(photos[:first], {"predicted": predicted[:first]})
-            Image.fromarray(panel).save(directory / "panel.png")
-            captions = [
-                f"{kind}: CIEDE2000 {scores['model'][_BY][i]:.1f}\nphoto {index[i]}\n{info.class_names[labels[i]]}"
-                for kind, places in chosen
-                for i in places
-            ]
-            page = report.panel(photos[first:], {"predicted": predicted[first:]}, captions=captions)
-            Image.fromarray(page).save(directory / "best_worst.png")
+        for name, picture in pictures.items():
+            Image.fromarray(picture).save(directory / name)
         _write_csvs(directory, index, labels, scores, info.class_names)
         # The last one: where it stands, the others do.
         (directory / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -323,13 +300,13 @@ def _judges(
     return judges
 
 
-def _summary(scores: Scores) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
-    """Answer -> metric -> mean, and -> interval; without the metrics that no photo has."""
+def _means(scores: Scores, sweep: tuple[float, ...]) -> dict[str, Any]:
+    """The record's rows and intervals, of the answers and of the sweep; without the metrics that no photo has."""
     columns = {
-        (answer, metric): values
+        (answer, metric): row[metric]
         for answer, row in scores.items()
         for metric in COLUMNS
-        if metric in row and np.isfinite(values := row[metric]).any()
+        if metric in row and np.isfinite(row[metric]).any()
     }
     table = np.stack([*columns.values()], axis=1).astype(np.float64)
     means = np.nanmean(table, axis=0)
@@ -339,7 +316,30 @@ def _summary(scores: Scores) -> tuple[dict[str, dict[str, float]], dict[str, dic
     for i, (answer, metric) in enumerate(columns):
         rows.setdefault(answer, {})[metric] = float(means[i])
         intervals.setdefault(answer, {})[metric] = [float(low[i]), float(high[i])]
-    return rows, intervals
+
+    answers = [answer for answer in ANSWERS if answer in rows]
+    record: dict[str, Any] = {"rows": {a: rows[a] for a in answers}, "intervals": {a: intervals[a] for a in answers}}
+    if sweep:
+        differences = {t: rows[at_temperature(t)]["colorfulness_difference"] for t in sweep}
+        record |= {
+            "sweep": {str(t): rows[at_temperature(t)] for t in sweep},
+            "sweep_intervals": {str(t): intervals[at_temperature(t)] for t in sweep},
+            "agreeing_temperature": agreeing_temperature(differences),
+        }
+    return record
+
+
+def _distances(scores: Scores) -> dict[str, Any]:
+    """The record's Fréchet distances from the true photos, network -> answer -> distance."""
+    true = scores.get("truth", {})
+    # jit hands dicts back in the order of their keys.
+    answers = [*ANSWERS[:-1], *sorted(scores.keys() - set(ANSWERS))]
+    distances = {
+        network: {answer: frechet_of.distance(scores[answer][network], true[network]) for answer in answers}
+        for network in FEATURES
+        if network in true
+    }
+    return {"frechet": distances} if distances else {}
 
 
 def _chosen(model: dict[str, np.ndarray], index: np.ndarray) -> list[tuple[str, np.ndarray]]:
