@@ -192,18 +192,18 @@ def _opened(source: Path | bytes | BinaryIO, max_pixels: int) -> Iterator[tuple[
 
 def _decoded(image: Image.Image, stream: BinaryIO) -> Photo:
     notes = []
+    deep = _has_sixteen_bit_color(image)
     if image.format != "MPO" and getattr(image, "is_animated", False):
         notes.append("of its several frames only the first is coloured")
     orientation = image.getexif().get(_ORIENTATION, 1)
-    # Before the metadata, since a PNG's text is read to the end of the file, pixels and all.
-    deep = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     metadata = _metadata(image)
     if deep:
         pixels, alpha = _sixteen_bit_color(image, stream, notes)
-    elif image.mode.startswith(("I", "F")):
-        pixels, alpha = _deep_gray(image)
     else:
-        pixels, alpha = _eight_bit(image, notes)
+        image.load()
+        # Pillow turns a TIFF itself, and takes the tag away.
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        pixels, alpha = _deep_gray(image) if image.mode.startswith(("I", "F")) else _eight_bit(image, notes)
     if image.info.get("icc_profile"):
         metadata["icc_profile"] = srgb_profile()
     pixels = np.ascontiguousarray(_upright(pixels, orientation))
@@ -252,6 +252,14 @@ def _deep_gray(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     return values, alpha
 
 
+def _has_sixteen_bit_color(image: Image.Image) -> bool:
+    """To be asked first, since to read a PNG's metadata Pillow decodes it, and forgets."""
+    if image.format == "TIFF":
+        tags: Any = image
+        return tags.tag_v2.get(262) == 2 and max(tags.tag_v2.get(258, (1,))) == 16
+    return image.format == "PNG" and image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", ""))
+
+
 def _sixteen_bit_color(image: Image.Image, stream: BinaryIO, notes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
     # Pillow has no such mode and would keep the high byte alone.
     try:
@@ -275,7 +283,7 @@ def _sixteen_bit_color(image: Image.Image, stream: BinaryIO, notes: list[str]) -
                 values[..., :3] = np.minimum(np.round(values[..., :3] * scale), 65535)
             elif page.extrasamples and int(page.extrasamples[0]) == 0:
                 values = values[..., :3]
-    if values.dtype != np.uint16 or values.shape[:2] != (image.height, image.width):
+    if values.dtype != np.uint16 or values.shape[0] * values.shape[1] != image.height * image.width:
         raise ValueError(f"{values.dtype} {values.shape} was decoded of {image.width}×{image.height} pixels of 16 bits")
     if values.ndim == 2:
         return values, None
