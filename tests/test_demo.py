@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mixed_photos
 import numpy as np
 import pytest
 import skimage.data
@@ -242,6 +243,24 @@ def test_what_is_no_photo_is_said_so_and_the_page_goes_on(
     assert "/" not in shown.message  # where it lies on the server
     assert shown.pair is None
     assert visitor.color(visitor.upload("cat.png", encoded(cat))).pair
+
+
+def test_of_fifty_mixed_files_each_is_coloured_and_downloaded_or_refused(visitor: Visitor, tmp_path: Path) -> None:
+    mixed = mixed_photos.write_all(tmp_path, huge=(300, 400))
+    for file in mixed:
+        shown = visitor.color(visitor.upload(file.name, (tmp_path / file.name).read_bytes()))
+        if file.refused:
+            assert re.search(file.refused, shown.message), (file.name, shown)
+            assert shown.pair is None
+            continue
+        made_of = file.gray if file.rgb is None else file.rgb
+        assert made_of is not None
+        size = made_of.shape[:2]
+        assert shown.pair is not None, (file.name, shown)
+        assert [picture.shape for picture in shown.pair] == [(*size, 3)] * 2
+        message, written, _ = visitor.call("write", None, 1.0, 0.38)["output"]["data"]
+        assert said(message) == ""
+        assert visitor.picture(written).shape[:2] == size, file.name
 
 
 def test_an_upload_beyond_the_limit_is_refused(served: Served, visitor: Visitor) -> None:
