@@ -37,12 +37,13 @@ _log = logging.getLogger("colorjax.demo")  # also when it is run as __main__
 PREVIEW_SIDE = 1280  # pixels of the longer side on the page; the download has the photo's own size
 _KEPT = 30 * 60  # seconds without use after which a session and its files are dropped
 _SESSIONS = 32  # with a prediction in memory, some 20 MB each; the one longest unused makes room
+_SPACE = 4 * 2**30  # bytes of files that are kept; no more are taken until some are dropped
 _WAITING = 16  # requests in the queue; the next one is told to come again
 
 _FORGOTTEN = "is no longer kept, after half an hour without use. Please drop it here again."
 
 _STYLE = """<style>
-main.fillable.fillable { width: 100%; max-width: 1080px !important; }
+.main.fillable { width: 100%; max-width: 1080px !important; }
 #message { border-left: 4px solid #b91c1c; background: #b91c1c1a; padding: .6rem .8rem; border-radius: 4px; }
 #limits { opacity: .7; }
 #written { display: none; }
@@ -111,8 +112,8 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
         """Colours what was dropped, or the session's photo anew; what cannot be read leaves the page as it is."""
         try:
             path = Path(upload) if upload else _found(session).upload
-            pixels = _pixels(read(path))
-            style_pixels = _pixels(read(Path(style))) if style else None
+            pixels = read(path).array
+            style_pixels = read(Path(style)).array if style else None
             (prediction,) = predictor.predict([pixels], style=style_pixels, hint=hint or None)
         except ValueError as e:
             return [_message(str(e)), gr.skip(), gr.skip(), gr.skip(), gr.skip(), None]
@@ -254,7 +255,7 @@ def serving(
         page = make_page(predictor, folder, max_bytes=max_bytes, max_pixels=max_megapixels * 10**6)
         from starlette.middleware import Middleware
 
-        gate = Middleware(Gate, folder=folder, max_bytes=max_bytes)
+        gate = Middleware(Gate, folder=folder, max_bytes=max_bytes, space=_SPACE)
         try:
             _, url, _ = page.launch(
                 server_name=host,
@@ -324,12 +325,12 @@ def _environment(folder: Path) -> Iterator[None]:
 
 
 def _theme() -> Any:
-    import gradio as gr
+    from gradio.themes import Default
 
     # The system's fonts: none is fetched.
     # Nor is any colour beside the photo's.
     fonts = ["system-ui", "sans-serif"]
-    return gr.themes.Default(primary_hue="slate", neutral_hue="slate", font=fonts, font_mono=fonts)
+    return Default(primary_hue="slate", neutral_hue="slate", font=fonts, font_mono=fonts)
 
 
 def _found(session: _Session | None) -> _Session:
@@ -342,10 +343,6 @@ def _message(text: str) -> Any:
     import gradio as gr
 
     return gr.update(value=f'<p id="message" role="alert">{html.escape(text)}</p>', visible=bool(text))
-
-
-def _pixels(photo: Photo) -> np.ndarray:
-    return photo.pixels if photo.alpha is None else np.dstack([photo.pixels, photo.alpha])
 
 
 def _reduced(pixels: np.ndarray) -> np.ndarray:
@@ -381,9 +378,7 @@ def _main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its folder is removed
     try:
         predictor = Predictor(given.checkpoint)
-        # Compiles what most photos need, so that the first visitor does not wait for it.
-        for prediction in predictor.predict([np.zeros(shape, np.uint8) for shape in ((3, 4), (1, 1), (4, 3))]):
-            prediction.render()
+        predictor.colorize([np.zeros((1, 1, 3), np.uint8)])  # compiles, so that the first visitor does not wait for it
         limits = {"max_megabytes": given.max_megabytes, "max_megapixels": given.max_megapixels}
         with serving(predictor, host=given.host, port=given.port, **limits) as url:
             _log.info("The page is at %s; Ctrl-C ends it.", url)

@@ -1,7 +1,9 @@
 """What of Gradio's server a page's visitors reach: the page's own requests, its own files, and nothing else."""
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,14 @@ class Gate:
     _FILE = "/gradio_api/file="
     _MARGIN = 2**16  # bytes: a request without a file, or what a form adds to one
 
-    def __init__(self, app: Callable[..., Awaitable[None]], *, folder: Path, max_bytes: int):
-        self._app, self._folder, self._max_bytes = app, folder, max_bytes
+    def __init__(self, app: Callable[..., Awaitable[None]], *, folder: Path, max_bytes: int, space: int):
+        """Args:
+        app: Gradio's, an ASGI application.
+        folder: of the page's files.
+        max_bytes: of an upload.
+        space: bytes that the folder may take before uploads are refused.
+        """
+        self._app, self._folder, self._max_bytes, self._space = app, folder, max_bytes, space
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -35,8 +43,10 @@ class Gate:
                     status = 403
                 receive = _again(body, receive)
             if status is not None:
-                await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
-                await send({"type": "http.response.body", "body": b""})
+                text = HTTPStatus(status).phrase.encode()
+                headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(text))]
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": text})
                 return
         elif scope["type"] != "lifespan":
             return  # no WebSocket is used
@@ -54,8 +64,17 @@ class Gate:
             return 404
         if length is None:
             return 411
-        longest = self._MARGIN + (self._max_bytes if path == "/gradio_api/upload" else 0)
-        return None if int(length) <= longest else 413
+        uploads = path == "/gradio_api/upload"
+        if int(length) > self._MARGIN + (self._max_bytes if uploads else 0):
+            return 413
+        return 507 if uploads and self._taken() > self._space else None
+
+    def _taken(self) -> int:
+        taken = 0
+        for path in self._folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                taken += path.stat().st_size
+        return taken
 
 
 async def _whole(receive: Any) -> bytes:

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mixed_photos
 import numpy as np
 import pytest
 import skimage.data
 from PIL import Image, PngImagePlugin
 
-from colorjax import demo
+from colorjax import demo, state
 from colorjax.predict import Prediction, Predictor
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install gradio")
@@ -40,9 +41,15 @@ class Served:
     at_once: list[int]
 
 
+UNOPTIMISED = {"xla_backend_optimization_level": 0}  # compiling costs more than all else here
+
+
 @pytest.fixture(scope="module")
-def predictor(untrained: Path) -> Predictor:
-    return Predictor(untrained)
+def predictor(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Predictor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "compiler_options", lambda: UNOPTIMISED)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield Predictor(untrained)
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +245,24 @@ def test_what_is_no_photo_is_said_so_and_the_page_goes_on(
     assert visitor.color(visitor.upload("cat.png", encoded(cat))).pair
 
 
+def test_of_fifty_mixed_files_each_is_coloured_and_downloaded_or_refused(visitor: Visitor, tmp_path: Path) -> None:
+    mixed = mixed_photos.write_all(tmp_path, huge=(300, 400))
+    for file in mixed:
+        shown = visitor.color(visitor.upload(file.name, (tmp_path / file.name).read_bytes()))
+        if file.refused:
+            assert re.search(file.refused, shown.message), (file.name, shown)
+            assert shown.pair is None
+            continue
+        made_of = file.gray if file.rgb is None else file.rgb
+        assert made_of is not None
+        size = made_of.shape[:2]
+        assert shown.pair is not None, (file.name, shown)
+        assert [picture.shape for picture in shown.pair] == [(*size, 3)] * 2
+        message, written, _ = visitor.call("write", None, 1.0, 0.38)["output"]["data"]
+        assert said(message) == ""
+        assert visitor.picture(written).shape[:2] == size, file.name
+
+
 def test_an_upload_beyond_the_limit_is_refused(served: Served, visitor: Visitor) -> None:
     def answer(length: int, **rest: Any) -> Any:
         return visitor.http.post("/gradio_api/upload", files={"files": ("a.png", bytes(length))}, **rest).status_code
@@ -303,7 +328,7 @@ def test_a_request_cannot_name_a_file_of_the_server(
     secret.write_bytes(encoded(cat))
     own, asked = visitor.upload("cat.png", encoded(cat)), len(served.asked)
     for file in (file_at(str(secret)), {"path": str(secret)}, file_at("/etc/passwd"), str(secret)):
-        for request in (
+        requests: list[tuple[Any, ...]] = [
             ("color_photo", file, None, None, "", 1.0, 0.38),
             ("color_photo", own, None, file, "", 1.0, 0.38),
             ("color_photo", own, None, None, file, 1.0, 0.38),
@@ -311,7 +336,8 @@ def test_a_request_cannot_name_a_file_of_the_server(
             ("color_photo", None, {"upload": str(secret)}, None, "", 1.0, 0.38),
             ("write", {"upload": str(secret)}, 1.0, 0.38),
             ("write", file, 1.0, file),
-        ):
+        ]
+        for request in requests:
             ended = visitor.call(*request)
             assert "root:" not in json.dumps(ended)
             if ended["success"]:
@@ -386,7 +412,7 @@ def test_the_network_colours_one_photo_at_a_time(served: Served, cat: np.ndarray
     assert max(served.at_once) == 1
 
 
-def test_sessions_know_nothing_of_each_other_and_are_forgotten(
+def test_sessions_know_nothing_of_each_other_are_forgotten_and_have_limits(
     served: Served, predictor: Predictor, cat: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = Visitor(served.url), Visitor(served.url)
@@ -408,6 +434,7 @@ def test_sessions_know_nothing_of_each_other_and_are_forgotten(
 
     monkeypatch.undo()
     monkeypatch.setattr(demo, "_SESSIONS", 2)
+    monkeypatch.setattr(demo, "_SPACE", 2**20)
     with demo.serving(predictor, port=free_port()) as url:
         visitors = [Visitor(url) for _ in range(3)]
         for visitor in visitors:
@@ -415,6 +442,9 @@ def test_sessions_know_nothing_of_each_other_and_are_forgotten(
         messages = [said(v.call("render", None, 1.0, 0.38)["output"]["data"][0]) for v in reversed(visitors)]
         assert messages[:2] == ["", ""]
         assert "no longer kept" in messages[2]
+        visitors[0].upload("large.png", bytes(2**20))
+        with pytest.raises(httpx.HTTPStatusError, match="507"):
+            visitors[0].upload("small.png", b"mine")
 
 
 def test_without_gradio_it_is_said_what_to_install(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,7 +456,8 @@ def test_without_gradio_it_is_said_what_to_install(predictor: Predictor, monkeyp
 def test_the_command_serves_until_it_is_told_to_end(untrained: Path, tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "colorjax.demo", f"--port={port}"]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    unoptimised = " ".join(f"--{name}={value}" for name, value in UNOPTIMISED.items())
+    environment = os.environ | {"TMPDIR": str(tmp_path), "XLA_FLAGS": unoptimised}
     root = Path(demo.__file__).parents[1]
     running = subprocess.Popen([*command, f"--checkpoint={untrained}"], cwd=root, env=environment)
     try:
