@@ -18,9 +18,9 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from colorjax import estimate, evaluate, state, study, study_figure, study_report, training
+from colorjax import evaluate, state, study, training
 from colorjax.progress import log_to_terminal
-from colorjax.study import Run
+from colorjax.study import Run, estimate, figure, results
 
 _log = logging.getLogger("colorjax.ablate")  # also when it is run as __main__
 
@@ -42,7 +42,7 @@ def carry_out(runs: Sequence[Run], *, directory: Path) -> bool:
     """
     failed: dict[str, str] = {}
     for i, run in enumerate(runs):
-        if run.evaluated() and (run.stage == "pretrain" or study_figure.is_there(run)):
+        if run.evaluated() and (run.stage == "pretrain" or figure.is_there(run)):
             continue
         _log.info("run %d of %d: %s", i + 1, len(runs), run.name)
         run.note_failure("")
@@ -55,7 +55,7 @@ def carry_out(runs: Sequence[Run], *, directory: Path) -> bool:
         finally:
             # Every run has programs of its own.
             jax.clear_caches()
-        study_report.write(directory, study.find(directory, planned=runs))
+        results.write(directory, study.find(directory, planned=runs))
     for name, reason in failed.items():
         _log.error("%s failed: %s", name, reason)
     return not failed
@@ -74,7 +74,7 @@ def _carry_out(run: Run) -> None:
     if not run.evaluated():
         evaluate.evaluate(run.workdir, split="test")
     if run.stage == "joint":
-        study_figure.color_photos(run)
+        figure.color_photos(run)
 
 
 def commands(
@@ -126,7 +126,7 @@ def _main(argv: list[str]) -> None:
     if values.config is None:
         if not values.report:
             raise app.UsageError("give --config=FILE; only --report does without")
-        study_report.write(directory, study.find(directory))
+        results.write(directory, study.find(directory))
         return
     overrides = config_flags.get_override_values(values["config"])
     if "seed" in overrides:
@@ -157,7 +157,7 @@ def _main(argv: list[str]) -> None:
         ok = carry_out(runs, directory=directory)
     else:
         ok = True
-    study_report.write(directory, study.find(directory, planned=runs))
+    results.write(directory, study.find(directory, planned=runs))
     _log.info("the report is %s", directory / "report.html")
     if not ok:
         sys.exit(1)

@@ -8,8 +8,8 @@ import pytest
 import scipy.stats
 
 from colorjax import report
-from colorjax.comparison import METRICS, paired_difference, summarize
 from colorjax.study import Run
+from colorjax.study.comparison import METRICS, paired_difference, summarize
 from configs import paper
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from colorjax import ablate, evaluate, study, study_figure, study_report, training
+from colorjax import ablate, evaluate, study, training
 from colorjax.config import claim
 from colorjax.models import Classifier
 from colorjax.state import Program
-from colorjax.study import Run
+from colorjax.study import Run, figure, results
 from configs import ablations, paper, quickstart
 
 EVERY = [*ablations.ROWS, *ablations.CURES]
@@ -202,7 +202,7 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(training, "train", noted)
     monkeypatch.setattr(training, "count_prior", lambda config, path: path.parent.mkdir(exist_ok=True))
     monkeypatch.setattr(evaluate, "evaluate", evaluated)
-    monkeypatch.setattr(study_figure, "color_photos", color_photos)
+    monkeypatch.setattr(figure, "color_photos", color_photos)
     return trained
 
 
@@ -275,7 +275,7 @@ def test_the_report_is_one_page_and_shows_what_there_is(tmp_path: Path, faked: l
     done = [run for name, run in runs.items() if name != "no_rarity/seed1"]
     assert ablate.carry_out(done, directory=tmp_path)
     later = [*plan(tmp_path, rows=["full", "no_rarity", "no_fusion"], seeds=(0, 1)).values()]
-    study_report.write(tmp_path, study.find(tmp_path, planned=later))
+    results.write(tmp_path, study.find(tmp_path, planned=later))
     html = (tmp_path / "report.html").read_text()
     # Gray, the two rows that have photos, the truth; of each row three charts, of the pretraining two.
     assert html.count("<img ") == html.count("data:image/jpeg;base64,") == 4

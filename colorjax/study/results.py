@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from colorjax import bootstrap, report, study_figure
-from colorjax.charts import Line, chart
-from colorjax.comparison import BASELINE, METRICS, Summary, summarize
+from colorjax import bootstrap, report
 from colorjax.config import flat
 from colorjax.evaluate import COLUMNS
-from colorjax.study import Run
+from colorjax.study import Run, figure
+from colorjax.study.charts import Line, chart
+from colorjax.study.comparison import BASELINE, METRICS, Summary, summarize
 
 _BETTER = {
     "psnr": "↑",
@@ -70,9 +70,9 @@ def write(directory: Path, runs: Sequence[Run]) -> list[Summary]:
     summaries = summarize(runs)
     tables = [_changes(runs), _means(summaries, runs), _differences(summaries), _pretrainings(runs), _progress(runs)]
     tables = [table for table in tables if table.rows]
-    strips = study_figure.strips(_shown(runs))
+    strips = figure.strips(_shown(runs))
     if strips:
-        _replace(directory / "figure.png", _encoded(study_figure.picture(strips), "PNG"))
+        _replace(directory / "figure.png", _encoded(figure.picture(strips), "PNG"))
     head = _head(summaries)
     _replace(directory / "report.md", _markdown(head, tables, bool(strips)).encode())
     _replace(directory / "report.html", _html(head, tables, strips, _curves(runs)).encode())
@@ -208,7 +208,7 @@ def _shown(runs: Sequence[Run]) -> dict[str, Run]:
     """Row -> the run of its lowest seed whose photos are there."""
     shown: dict[str, Run] = {}
     for run in runs:
-        if run.stage == "joint" and study_figure.is_there(run):
+        if run.stage == "joint" and figure.is_there(run):
             shown.setdefault(run.row, run)
     return shown
 
