@@ -22,6 +22,7 @@ from PIL import Image
 from colorjax import photofile, video
 from colorjax.photofile import Photo, read_photo, read_size, write_photo
 from colorjax.predict import Prediction, Predictor
+from colorjax.state import keep_compiled_programs
 
 _log = logging.getLogger("colorjax.predict")
 
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line, and exits: 0 if all was coloured, 1 if a file was not, 2 for wrong arguments."""
     parser = _parser()
     args = parser.parse_args(argv)
+    keep_compiled_programs()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("colorjax").setLevel(logging.INFO)
     # read_photo has its limit; Pillow warns at half of it.

@@ -31,6 +31,7 @@ from colorjax.gate import Gate
 from colorjax.photofile import READABLE_SUFFIXES, SUFFIXES, Photo, output_format, read_photo, write_photo
 from colorjax.predict import Prediction, Predictor
 from colorjax.progress import log_to_terminal
+from colorjax.state import keep_compiled_programs
 
 _log = logging.getLogger("colorjax.demo")  # also when it is run as __main__
 
@@ -374,6 +375,7 @@ def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; see --help")
     log_to_terminal()
+    keep_compiled_programs()
     given = flags.FLAGS
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its folder is removed
     try:

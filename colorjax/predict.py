@@ -8,19 +8,15 @@
 
 import functools
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from colorjax import color, resample, state
 from colorjax.config import Config
-from colorjax.models import Colorizer
 from colorjax.state import Program, Tree
 from colorjax.trained import load_trained
 
@@ -102,10 +98,10 @@ class Predictor:
     batch_size: int
 
     def __init__(self, path: str | Path, *, size: int | None = None, batch_size: int = 8):
-        """Loads a colorizer. Its program is compiled at the first photo, and kept on disk for the next start.
+        """Loads a colorizer. Its program is compiled at the first photo.
 
         Args:
-            path: as trained.load_trained takes it: the --workdir of train.py.
+            path: as trained.load_trained takes it: the --workdir of train.py, or an exported folder.
             size: working size in pixels, a multiple of 8, 32 or more; by default what it was trained with.
             batch_size: photos that the network sees at once.
 
@@ -121,15 +117,9 @@ class Predictor:
             raise ValueError(f"size is {size}; it must be a multiple of 8, 32 or more")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
-        cache_programs()
         self._params, self._stats = jax.device_put((trained.params, trained.stats))
-        config, classes = self.config, len(self.class_names)
-        model = nnx.eval_shape(
-            lambda key: Colorizer(config.model, classes=classes, image_size=config.data.image_size, rngs=nnx.Rngs(key)),
-            jax.random.key(0),
-        )
         self._forward = jax.jit(
-            functools.partial(_forward, Program.split(model)[0], config.model.output_stride),
+            functools.partial(_forward, trained.program(), self.config.model.output_stride),
             compiler_options=state.compiler_options(),
         )
 
@@ -212,16 +202,6 @@ class Predictor:
             Prediction(photo, color[i], guide[i], probabilities[i], self.class_names, temperature)
             for i, photo in enumerate(photos)
         ]
-
-
-def cache_programs() -> None:
-    """Keeps compiled programs on disk: in JAX_COMPILATION_CACHE_DIR, else in the user's cache folder."""
-    if jax.config.jax_compilation_cache_dir is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "colorjax" / "programs"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        # JAX asks for the folder once, at the first program, which may have been before.
-        compilation_cache.reset_cache()
 
 
 def _forward(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from colorjax.config import Config
@@ -99,6 +100,10 @@ def keep_compiled_programs() -> None:
     with contextlib.suppress(RuntimeError):  # a user without a home directory keeps none
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(caches / "colorjax"))
+        # A photo's way through the network has many small programs.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        # JAX asks for the directory once, at the first program, which may have been before.
+        compilation_cache.reset_cache()
 
 
 def to_devices(batch: Any, mesh: Mesh) -> Any:

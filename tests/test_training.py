@@ -95,7 +95,7 @@ def test_the_next_batch_is_read_and_sent_while_a_step_runs(tmp_path: Path, monke
 
 
 def test_compiled_programs_are_kept_where_they_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = jax.config.jax_compilation_cache_dir
+    before, shortest = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     try:
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
         state.keep_compiled_programs()
@@ -106,3 +106,4 @@ def test_compiled_programs_are_kept_where_they_are_wanted(tmp_path: Path, monkey
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "colorjax")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
