@@ -165,7 +165,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
                 saturation = gr.Slider(0.0, 2.0, 1.0, step=0.05, label="Saturation", info="0 is gray, 1 as predicted.")
                 temperature = gr.Slider(
                     0.0,
-                    1.0,
+                    max(1.0, usual),
                     usual,
                     step=0.01,
                     label="Temperature",
