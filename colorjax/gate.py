@@ -7,7 +7,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-
 # What the page shows of an upload that is refused; Gradio itself says so of a file too long.
 _SAID = {507: "The server holds as many photos as it can. Please try again in half an hour."}
 
