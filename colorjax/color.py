@@ -99,7 +99,8 @@ def to_pixels(l: ArrayLike, ab: ArrayLike, *, levels: int) -> jax.Array:
         return _linear_rgb(y + share * a, y, y - share * b)
 
     def fit(rgb: list[jax.Array]) -> jax.Array:
-        return functools.reduce(jnp.logical_and, [(c >= 0) & (c <= 1) for c in rgb])
+        # With room for rounding, since full yellow, say, lies on the border.
+        return functools.reduce(jnp.logical_and, [(c >= -2e-6) & (c <= 1 + 2e-6) for c in rgb])
 
     inside, step = fit(channels(jnp.ones_like(l))).astype(jnp.float32), 0.5
     # Bisection; 2^-10 of the chroma is below what 8 bits resolve.

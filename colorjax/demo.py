@@ -93,12 +93,10 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
             raise ValueError(f"{path.name} {_FORGOTTEN}") from None
         except ValueError as e:
             raise ValueError(f"{path.name}: {str(e).removeprefix('the photo: ')}") from e
-        path.touch()  # the time from which its half hour counts
+        os.utime(path)  # its half hour begins anew
         return photo
 
     def show(session: _Session, saturation: float, temperature: float) -> tuple[str, str]:
-        for path in (session.upload, session.gray):
-            path.touch()
         rgb = session.preview.render(temperature=temperature, saturation=saturation)
         return str(session.gray), str(_picture(rgb, folder))
 
@@ -168,7 +166,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
                 saturation = gr.Slider(0.0, 2.0, 1.0, step=0.05, label="Saturation", info="0 is gray, 1 as predicted.")
                 temperature = gr.Slider(
                     0.0,
-                    1.0,
+                    max(1.0, usual),
                     usual,
                     step=0.01,
                     label="Temperature",
@@ -211,7 +209,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
             show_progress="hidden",
         )
         download.click(write, [session, *settings], [message, written, session], concurrency_id="network").success(
-            None, js="() => { const a = document.querySelector('#written'); (a.closest('a') || a).click(); }"
+            None, js="() => document.querySelector('#written').click()"
         )
     page.queue(max_size=_WAITING, default_concurrency_limit=1)
     return page
@@ -335,9 +333,13 @@ def _theme() -> Any:
 
 
 def _found(session: _Session | None) -> _Session:
-    if session is None or not session.upload.exists():
-        raise ValueError(f"The photo {_FORGOTTEN}")
-    return session
+    """The session, if its files are still there; their half hour begins anew."""
+    if session is not None:
+        with contextlib.suppress(FileNotFoundError):
+            for path in (session.upload, session.gray):
+                os.utime(path)
+            return session
+    raise ValueError(f"The photo {_FORGOTTEN}")
 
 
 def _message(text: str) -> Any:

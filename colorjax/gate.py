@@ -7,6 +7,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+# What the page shows of an upload that is refused; Gradio itself says so of a file too long.
+_SAID = {507: "The server holds as many photos as it can. Please try again in half an hour."}
+
 
 class Gate:
     """Lets through the requests that the page makes, and nothing else of what Gradio answers.
@@ -43,7 +46,7 @@ class Gate:
                     status = 403
                 receive = _again(body, receive)
             if status is not None:
-                text = HTTPStatus(status).phrase.encode()
+                text = (_SAID.get(status) or HTTPStatus(status).phrase).encode()
                 headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(text))]
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": text})
@@ -57,8 +60,7 @@ class Gate:
             if path in self._READ or path.startswith(self._READ_BELOW):
                 return None
             if path.startswith(self._FILE):
-                inside = Path(path.removeprefix(self._FILE)).resolve().is_relative_to(self._folder)
-                return None if inside else 403
+                return None if self._owns(path.removeprefix(self._FILE)) else 403
             return 404
         if method != "POST" or path not in self._WRITTEN:
             return 404
@@ -68,6 +70,12 @@ class Gate:
         if int(length) > self._MARGIN + (self._max_bytes if uploads else 0):
             return 413
         return 507 if uploads and self._taken() > self._space else None
+
+    def _owns(self, path: str) -> bool:
+        try:
+            return Path(path).resolve().is_relative_to(self._folder)
+        except (OSError, ValueError):  # no path at all
+            return False
 
     def _taken(self) -> int:
         taken = 0
@@ -102,6 +110,8 @@ def _names_address(body: bytes) -> bool:
         left = [json.loads(body)]
     except ValueError:
         return False  # Gradio answers that it is no JSON
+    except RecursionError:
+        return True
     while left:
         value = left.pop()
         if isinstance(value, dict):

@@ -205,3 +205,43 @@ def test_downsample_equals_scikit_image():
     np.testing.assert_allclose(small[0], expected, rtol=1e-6)
     with pytest.raises(ValueError, match=r"5×5.*\(1, 24, 36, 3\)"):
         color.downsample(photo[None], factor=5)
+
+
+def test_lightness_equals_scikit_image():
+    rgb = cube(9)
+    expected = skimage.color.rgb2lab(rgb)[:, :1]
+    for given in (rgb, rgb.astype(np.uint16) * 257, rgb / 255):
+        np.testing.assert_allclose(color.lightness(given, gray=False), expected, rtol=0, atol=1e-3)
+    gray = np.arange(256, dtype=np.uint8)
+    expected = skimage.color.rgb2lab(np.stack([gray] * 3, axis=-1))[:, :1]
+    np.testing.assert_allclose(color.lightness(gray, gray=True), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("levels", [255, 65535])
+def test_pixels_keep_their_lightness_whatever_the_colour(levels):
+    rng = np.random.default_rng(0)
+    gray = np.repeat(np.arange(256), 300)
+    ab = rng.uniform(-110, 110, (gray.size, 2)) * rng.uniform(0, 1, (gray.size, 1))
+    l = skimage.color.rgb2lab(np.stack([gray] * 3, axis=-1) / 255)[:, :1]
+    pixels = np.asarray(jax.jit(lambda l, ab: color.to_pixels(l, ab, levels=levels))(l, ab))
+    assert pixels.min() >= 0
+    assert pixels.max() <= levels
+    lab = skimage.color.rgb2lab(pixels / levels)
+    assert np.abs(lab[:, 0] - l[:, 0]).max() < {255: 0.2, 65535: 0.002}[levels]
+    # So near that the gray level is the same, of every pixel.
+    white = np.linspace(0, 100, 10_001)
+    level = skimage.color.lab2rgb(np.stack([white, 0 * white, 0 * white], axis=-1))[:, 1] * 255
+    np.testing.assert_array_equal(np.round(np.interp(lab[:, 0], white, level)), gray)
+    # Chroma only falls, and the hue stays, but for rounding.
+    chroma, wanted = np.hypot(lab[:, 1], lab[:, 2]), np.hypot(ab[:, 0], ab[:, 1])
+    assert (chroma - wanted).max() < {255: 1.5, 65535: 0.01}[levels]
+    turned = np.arctan2(lab[:, 2], lab[:, 1]) - np.arctan2(ab[:, 1], ab[:, 0])
+    turned = np.abs(np.angle(np.exp(1j * turned)))[(chroma > 20) & (wanted > 20)]
+    assert turned.max() < {255: 0.1, 65535: 0.001}[levels]
+
+
+def test_pixels_of_colours_that_srgb_has_are_those_colours():
+    rgb = cube(12)
+    lab = skimage.color.rgb2lab(rgb)
+    pixels = color.to_pixels(lab[:, :1], lab[:, 1:], levels=255)
+    np.testing.assert_allclose(pixels, rgb, rtol=0, atol=1)

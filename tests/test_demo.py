@@ -303,6 +303,8 @@ def test_no_file_of_the_server_is_served(served: Served, visitor: Visitor, untra
             "http://127.0.0.1:9/",
             f"{served.url}config",
             str(folder),
+            f"{folder}/%00",
+            f"{folder}/../{'x' * 5000}",
         ):
             status, text = asked_raw(served.url, f"/gradio_api/file={path}")
             assert status == 403, path
@@ -349,6 +351,7 @@ def test_a_request_cannot_have_the_server_fetch_an_address(visitor: Visitor, cat
     for address in ("http://127.0.0.1:9/cat.png", "https://192.0.2.1/cat.png"):
         for place in ((file_at(address), None, None, ""), (None, None, None, [file_at(address)])):
             assert visitor.join("color_photo", *place, 1.0, 0.38).status_code == 403
+    assert visitor.http.post("/gradio_api/queue/join", content=b"[" * 60_000).status_code == 403
     assert visitor.color(visitor.upload("cat.png", encoded(cat))).pair
 
 
@@ -415,12 +418,17 @@ def test_the_network_colours_one_photo_at_a_time(served: Served, cat: np.ndarray
 def test_sessions_know_nothing_of_each_other_are_forgotten_and_have_limits(
     served: Served, predictor: Predictor, cat: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, other = Visitor(served.url), Visitor(served.url)
+    one, other, third = (Visitor(served.url) for _ in range(3))
+    photo = third.upload("another cat.png", encoded(cat))
     assert one.color(one.upload("cat.png", encoded(cat))).pair
+    assert third.color(photo).pair
+    Path(photo["path"]).unlink()  # as Gradio does after half an hour
     for function in ("render", "write"):
-        message, *rest = other.call(function, None, 1.0, 0.38)["output"]["data"]
-        assert "no longer kept" in said(message)
-        assert "path" not in json.dumps(rest)
+        for visitor in (other, third):
+            message, *rest = visitor.call(function, None, 1.0, 0.38)["output"]["data"]
+            assert "no longer kept" in said(message)
+            assert "path" not in json.dumps(rest)
+    assert "no longer kept" in third.color(photo).message
 
     monkeypatch.setattr(demo, "_KEPT", 1.0)
     with demo.serving(predictor, port=free_port()) as url:
