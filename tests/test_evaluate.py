@@ -18,11 +18,13 @@ import scipy.special
 import skimage.color
 import skimage.metrics
 import skimage.transform
+from flax import nnx
 from PIL import Image
 
 from colorjax import answers, bootstrap, checkpointing, color, data, evaluate, state, steps, training
 from colorjax.config import load_config
 from colorjax.judges import efficientnet, lpips
+from colorjax.models import Colorizer
 from colorjax.prior import Prior
 from tests.test_judges import QUICK, lpips_weights
 
@@ -152,7 +154,7 @@ def _loop(
     rarity = np.where(occurs, rarity, rarity[occurs].max())
     rarity /= prior.p @ rarity
     rows = []
-    for i in np.flatnonzero(split["mask"]):
+    for i in np.flatnonzero(split["mask"]).tolist():
         true = _crops(split)[i]
         predicted = predict(i, true)
         lab, predicted_lab = skimage.color.rgb2lab(true), skimage.color.rgb2lab(predicted)
@@ -363,8 +365,8 @@ def test_a_regression_has_no_entropy_of_colour(untrained: Path) -> None:
     config = load_config(untrained).unlock()
     config.model.head = "ab"
     mesh = state.make_mesh()
-    program = training.build_program(config, "joint", classes=8)
-    params, stats = jax.eval_shape(lambda: training.init_model(config, "joint", classes=8))
+    model = nnx.eval_shape(lambda: Colorizer(config.model, classes=8, image_size=32, rngs=nnx.Rngs(0)))
+    program, params, stats = state.Program.split(model)
     prior = Prior.load(untrained / "prior.npz")
     step = answers.make_step(program, config, prior=prior, temperature=0.38, sweep=(), mesh=mesh)
     batch = next(data.eval_batches(config.data, "test", batch_size=2))
