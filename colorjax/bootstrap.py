@@ -23,7 +23,7 @@ def interval(
         seed: of the drawing.
 
     Returns:
-        float64 low and high, scalars or [columns]; NaN of a column without a value.
+        float64 low and high, [] or [columns] each; NaN of a column without a value.
 
     Raises:
         ValueError: there is no photo, or `level` is not between 0 and 1.
