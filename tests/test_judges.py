@@ -91,12 +91,8 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", **other)
     with pytest.raises(ValueError, match=r"other\.npz lacks the weight 'lin2"):
         lpips.load(tmp_path / "other.npz")
-<<<<<<< HEAD
-    wrong: dict[str, Any] = lpips_weights() | {"net.slice3.6.weight": np.ones((384, 7, 3, 3))}
-=======
     wrong = lpips_weights()
     wrong["net.slice3.6.weight"] = np.ones((384, 7, 3, 3))
->>>>>>> evaluation
     np.savez(tmp_path / "wrong.npz", **wrong)
     with pytest.raises(ValueError, match=r"wrong\.npz holds weights of other shapes"):
         lpips.load(tmp_path / "wrong.npz")
