@@ -48,7 +48,12 @@ def rows(settings: Settings) -> list[Row]:
         print(f"\n{table.TITLE}\n\n{measure.markdown(found)}\n", flush=True)
     if settings.joint_steps:
         note("run", run(settings))
-    return [{"finding": name, "value": json.dumps(of)} for name, of in record.items() if not isinstance(of, list)]
+    return [
+        {"finding": f"{name} {what}", "value": value}
+        for name, of in record.items()
+        if name.startswith(("deviation", "run"))
+        for what, value in of.items()
+    ]
 
 
 def deviation_of_patch_sum() -> dict[str, float]:

@@ -50,7 +50,7 @@ def rows(settings: Settings) -> list[Row]:
                 row[f"{name} ms"] = 1e3 * seconds[name]
                 if name != "ours":
                     row[f"{name} / ours"] = seconds[name] / seconds["ours"]
-            inputs = input_bytes(*case)
+            inputs = input_bytes(*case, backward=backward)
             for name, of_cases in peaks.items():
                 # The process was measured with the inputs in it.
                 row[f"{name} memory"] = (inputs + of_cases[_label(case, backward)]) / (
@@ -66,10 +66,10 @@ def rows(settings: Settings) -> list[Row]:
     return found
 
 
-def input_bytes(batch: int, side: int, channels: int, kernel_size: int, dtype: str) -> int:
+def input_bytes(batch: int, side: int, channels: int, kernel_size: int, dtype: str, *, backward: bool) -> int:
     """Values, weights and, for the gradients, the cotangent."""
-    pixels = batch * side**2
-    return pixels * (2 * channels + kernel_size**2 * channels // SHARE) * jnp.dtype(dtype).itemsize
+    numbers = channels + kernel_size**2 * channels // SHARE + backward * channels
+    return batch * side**2 * numbers * jnp.dtype(dtype).itemsize
 
 
 def output_bytes(batch: int, side: int, channels: int, kernel_size: int, dtype: str, *, backward: bool) -> int:

@@ -9,7 +9,7 @@ over devices.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -56,15 +56,15 @@ patch_sum.defvjp(_patch_sum_fwd, _patch_sum_bwd)
 
 
 class _Tile(NamedTuple):
-    """Where a program works. The arrays are int32 [T, S, G], or [T, 1, G] with one sharer: T pixels of a row, and S
-    channels c = s·G + g that share each of G weights, rounded up to powers of two as Triton wants them.
+    """Where a program works: T pixels of a row, and S channels c = s·G + g that share each of G weights, rounded up to
+    powers of two as Triton wants them.
 
     Attributes:
         image, row: int32 scalars.
         first: int32 scalar, the first of the columns.
-        columns: the pixels' columns; beyond the row they are not `inside`.
-        channels, groups: c and g.
-        inside: bool, whether it is a pixel and a channel.
+        columns: int32 [T, 1, 1], of the pixels; beyond the row they are not `inside`.
+        channels, groups: int32 [1, S, G] and [1, 1, G], c and g.
+        inside: bool [T, S, G], whether it is a pixel and a channel; [T, 1, G] of the weights.
     """
 
     image: jax.Array
@@ -105,10 +105,19 @@ def _tile(*, length: int, width: int, sharers: int, groups: int, shared: bool = 
     """This program's place; with `shared` without the sharers."""
     shape = (length, 1 if shared else pl.next_power_of_2(sharers), pl.next_power_of_2(groups))
     first = pl.program_id(0) * length
-    column, sharer, group = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(3))
+    # Each in its own axis and broadcast late, so that Triton sees that a pixel's channels lie side by side in memory.
+    column, sharer, group = (
+        lax.broadcasted_iota(jnp.int32, tuple(n if i == axis else 1 for i, n in enumerate(shape)), axis)
+        for axis in range(3)
+    )
     column += first
+    channel = sharer * groups + group
+    if shape[2] != groups:
+        # Interpreted, what is masked is written back as it was, after what is not: it must not point at the same
+        # number. Out of the array it is dropped.
+        channel = jnp.where(group < groups, channel, sharers * groups)
     inside = (column < width) & (group < groups) & (sharer < sharers)
-    return _Tile(pl.program_id(2), pl.program_id(1), first, column, sharer * groups + group, group, inside)
+    return _Tile(pl.program_id(2), pl.program_id(1), first, column, channel, group, inside)
 
 
 def _forward(values: Any, weights: Any, out: Any, *, tile: Callable, kernel_size: int, height: int, width: int) -> None:
@@ -174,9 +183,10 @@ def _d_values(
             (left, at.first <= reach),
             (right, at.first + length + reach >= width),
         ):
-            turns = jnp.where(touches, kernel_size, 0)
+            # Both ends int32 outright: of a Python number Triton's loop would have bounds of two types.
+            turns = jnp.where(touches, jnp.int32(kernel_size), 0)
             total = lax.fori_loop(
-                0, turns, lambda dx, total, columns=columns: add(asked_row, columns, row, dx, total), total
+                jnp.int32(0), turns, lambda dx, total, columns=columns: add(asked_row, columns, row, dx, total), total
             )
         return total
 
@@ -201,18 +211,14 @@ def _mirrored(i: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
 
 def _load(ref: Any, place: tuple[Any, ...], inside: jax.Array) -> jax.Array:
     """float32 of the shape of `inside`, 0 where that is false."""
-    # Clipped, as what is masked must not point out of the array where the kernel is interpreted.
-    clipped = (jnp.clip(i, 0, size - 1) for i, size in zip(place, ref.shape, strict=True))
-    return plgpu.load(_at(ref, clipped, inside), mask=inside, other=0).astype(jnp.float32)
+    return plgpu.load(_at(ref, place, inside), mask=inside, other=0).astype(jnp.float32)
 
 
 def _store(ref: Any, place: tuple[Any, ...], value: jax.Array, inside: jax.Array) -> None:
-    # Where the kernel is interpreted, what is masked is written back as it was, after what is not: it must not point
-    # at the same number. Out of the array it is dropped.
-    *others, last = place
-    last = jnp.where(inside, last, ref.shape[-1])
-    plgpu.store(_at(ref, (*others, last), inside), value.astype(ref.dtype), mask=inside)
+    plgpu.store(_at(ref, place, inside), value.astype(ref.dtype), mask=inside)
 
 
-def _at(ref: Any, place: Iterable[Any], inside: jax.Array) -> Any:
+def _at(ref: Any, place: tuple[Any, ...], inside: jax.Array) -> Any:
+    # Not clipped where `inside` is false, since Triton would no longer see that neighbouring threads read neighbouring
+    # numbers, and read them one by one.
     return ref.at[tuple(jnp.broadcast_to(jnp.asarray(i, jnp.int32), inside.shape) for i in place)]
