@@ -1,6 +1,7 @@
 """`python -m colorjax.predict`: photo files, folders and films in, coloured ones out."""
 
 import argparse
+import contextlib
 import glob
 import logging
 import math
@@ -22,7 +23,6 @@ from PIL import Image
 from colorjax import photofile, video
 from colorjax.photofile import Photo, read_photo, read_size, write_photo
 from colorjax.predict import Prediction, Predictor
-from colorjax.state import keep_compiled_programs
 
 _log = logging.getLogger("colorjax.predict")
 
@@ -55,12 +55,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line, and exits: 0 if all was coloured, 1 if a file was not, 2 for wrong arguments."""
     parser = _parser()
     args = parser.parse_args(argv)
-    keep_compiled_programs()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("colorjax").setLevel(logging.INFO)
-    # read_photo has its limit; Pillow warns at half of it.
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     piped = args.inputs == ["-"]
     if "-" in args.inputs and not piped:
         parser.error("- (a photo from the standard input) goes without other inputs")
@@ -75,13 +69,45 @@ def main(argv: Sequence[str] | None = None) -> None:
             wanted["style"] = read_photo(args.style).array
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    run = _Run(predictor, args, wanted)
-    try:
-        failed = run.pipe() if piped else run.files(list(_jobs(args)))
-    except KeyboardInterrupt:
-        _log.warning("interrupted: what is written is complete")
-        sys.exit(130)
+    with _to_stderr(), warnings.catch_warnings():
+        # read_photo has its limit; Pillow warns at half of it.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        run = _Run(predictor, args, wanted)
+        try:
+            failed = run.pipe() if piped else run.files(list(_jobs(args)))
+        except KeyboardInterrupt:
+            _log.warning("interrupted: what is written is complete")
+            sys.exit(130)
     sys.exit(1 if failed else 0)
+
+
+def _terminated(*_: object) -> None:
+    sys.exit(143)
+
+
+@contextlib.contextmanager
+def _to_stderr() -> Iterator[None]:
+    """What colorjax says on the standard error alone, and SIGTERM as orderly an end as Ctrl-C."""
+    logger, handler = logging.getLogger("colorjax"), _Lines()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    signals = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signals)
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+class _Lines(logging.Handler):
+    """Writes messages above the line of the progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+        print(f"{clear}{self.format(record)}", file=sys.stderr)
 
 
 class _Run:

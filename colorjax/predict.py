@@ -269,4 +269,5 @@ def _check(photo: np.ndarray, name: str) -> None:
 if __name__ == "__main__":
     from colorjax.command import main
 
+    state.keep_compiled_programs()
     main()
