@@ -72,6 +72,7 @@ def test_the_network_is_the_evaluation_s(untrained: Path, predictor: Predictor) 
         compiler_options={"xla_backend_optimization_level": 0},
     )
     outputs = reference(loaded.params, loaded.stats, lab[..., :1])
+    assert outputs.color is not None
     (prediction,) = predictor.predict([rgb])
     np.testing.assert_allclose(prediction.color, outputs.color[0], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(prediction.class_probabilities, jax.nn.softmax(outputs.class_logits[0]), rtol=1e-3)
