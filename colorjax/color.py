@@ -102,14 +102,12 @@ def to_pixels(l: ArrayLike, ab: ArrayLike, *, levels: int) -> jax.Array:
         # With room for rounding, since full yellow, say, lies on the border.
         return functools.reduce(jnp.logical_and, [(c >= -2e-6) & (c <= 1 + 2e-6) for c in rgb])
 
-    inside, step = fit(channels(jnp.ones_like(l))).astype(jnp.float32), 0.5
+    def halve(i: jax.Array, inside: jax.Array) -> jax.Array:
+        further = inside + 0.5 ** (i + 1.0)
+        return jnp.where((further <= 1) & fit(channels(further)), further, inside)
+
     # Bisection; 2^-10 of the chroma is below what 8 bits resolve.
-    for _ in range(10):
-        further = inside + step
-        inside = jnp.where((further <= 1) & fit(channels(further)), further, inside)
-        step /= 2
-    # Otherwise XLA fuses all of it into each channel, and repeats it there.
-    l, inside = jax.lax.optimization_barrier((l, inside))
+    inside = jax.lax.fori_loop(0, 10, halve, fit(channels(jnp.ones_like(l))).astype(jnp.float32))
 
     low, up_error, down_error = [], [], []
     for linear, weight in zip(channels(inside), _XYZ_FROM_RGB[1].tolist(), strict=True):
