@@ -2,10 +2,10 @@
 
     python benchmarks/predict.py --checkpoint=runs/paper --out=OUT
 
-The photos are scikit-image's, enlarged to 0.3 to 12 megapixels, and one of --megapixels. Each way runs in processes of its
-own, twice, so that the second start finds its programs compiled. The loop colours one photo after another, each as a
-whole: it reads it with Pillow, runs the network on it alone, scales the colours up bilinearly and writes it with Pillow.
-`OUT/predict.json` holds the seconds, the processor's seconds and the peak memory.
+The photos are scikit-image's, enlarged to 0.3 to 12 megapixels, and one of --megapixels. Each way runs in processes of
+its own, twice, so that the second start finds its programs compiled. The loop colours one photo after another, each as
+a whole: it reads it with Pillow, runs the network on it alone, scales the colours up bilinearly and writes it with
+Pillow. `OUT/predict.json` holds the seconds, the processor's seconds and the peak memory.
 """
 
 import importlib.resources

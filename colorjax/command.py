@@ -81,23 +81,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(1 if failed else 0)
 
 
+def _interrupted(*_: object) -> None:
+    # Once is enough: the next would only disturb what completes the files.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _terminated(*_: object) -> None:
     sys.exit(143)
 
 
 @contextlib.contextmanager
 def _to_stderr() -> Iterator[None]:
-    """What colorjax says on the standard error alone, and SIGTERM as orderly an end as Ctrl-C."""
+    """What colorjax says on the standard error alone; and Ctrl-C and SIGTERM as an orderly end."""
     logger, handler = logging.getLogger("colorjax"), _Lines()
     before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    signals = signal.signal(signal.SIGTERM, _terminated)
+    handlers = {signal.SIGTERM: _terminated, signal.SIGINT: _interrupted}
+    # A shell's background job ignores SIGINT, and goes on to.
+    wanted = {number: new for number, new in handlers.items() if signal.getsignal(number) != signal.SIG_IGN}
+    replaced = {number: signal.signal(number, new) for number, new in wanted.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signals)
+        for number, old in replaced.items():
+            signal.signal(number, old)
         logger.removeHandler(handler)
         logger.level, logger.propagate = before
 

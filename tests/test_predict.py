@@ -82,9 +82,9 @@ def test_the_network_is_the_evaluation_s(untrained: Path, predictor: Predictor) 
         expected = color.annealed_mean(prediction.color, temperature=temperature)
         np.testing.assert_allclose(prediction.ab(temperature=temperature), expected, atol=1e-2)
     # Smooth colours: there the guided and the bilinear picture are the same.
-    flat = jnp.zeros((1, 16, 16, 2)) + jnp.array([5.0, 20.0])
-    smooth = steps.colorized(Outputs(outputs.class_logits, flat), lab[..., :1], temperature=1.0)[0]
-    rendered = replace(prediction, color=np.asarray(flat[0])).render()
+    flat = np.broadcast_to(np.array([5, 20], np.float32), (16, 16, 2))
+    smooth = steps.colorized(Outputs(outputs.class_logits, jnp.asarray(flat[None])), lab[..., :1], temperature=1.0)[0]
+    rendered = replace(prediction, color=flat).render()
     assert np.abs(rendered - 255 * np.asarray(smooth)).mean() < 1
 
 
