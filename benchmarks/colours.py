@@ -1,4 +1,4 @@
-"""What prediction decides by measurement, measured: up-sampling, the photo's aspect ratio, the working size, hint, style.
+"""What prediction decides by measurement: up-sampling, the aspect ratio, the working size; and what hint and style do.
 
     python benchmarks/colours.py --checkpoint=runs/food64 --pack=packs/food64
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from colorjax import color, data, report, resample, training
+from colorjax import color, data, progress, report, resample, training
 from colorjax.predict import Prediction, Predictor
 from colorjax.trained import load_trained
 
@@ -31,6 +31,7 @@ _NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "
 
 def main(argv: list[str]) -> None:
     del argv
+    progress.log_to_terminal()
     predictor = Predictor(_CHECKPOINT.value)
     photos = pack_photos(predictor)
     print(
@@ -49,7 +50,7 @@ def up_sampling() -> str:
         row = [name]
         for side in (32, 112):
             small = _resized(lab, side, side, Image.Resampling.BOX)
-            bilinear = _resized(small[..., 1:], *lab.shape[:2], Image.Resampling.BILINEAR)
+            bilinear = _resized(small[..., 1:], image.height, image.width, Image.Resampling.BILINEAR)
             rendered = resample.render(np.asarray(image), small[..., 1:], small[..., 0])
             guided = skimage.color.rgb2lab(rendered)[..., 1:]
             row += [_distance(bilinear, lab[..., 1:]), _distance(guided, lab[..., 1:])]
