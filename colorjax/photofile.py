@@ -6,9 +6,7 @@ anything is decoded, only the formats in `READABLE` are tried, and nothing is un
 
 import contextlib
 import io
-import re
 import secrets
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from colorjax import photowriters
+from colorjax import photometadata, photowriters
 
 Image.init()  # registers Pillow's formats
 # Not Pillow's others: EPS runs Ghostscript, and the rest is no place for photos. Old Pillow has no AVIF.
@@ -38,16 +36,6 @@ READABLE_SUFFIXES = (*SUFFIXES, ".mpo", ".apng", ".gif", ".bmp", ".pbm", ".pgm",
 
 MAX_PIXELS = 178_956_970
 """Pixels of the largest photo that is read, 2^29 / 3: where Pillow itself suspects a decompression bomb."""
-
-_EXIF_PREFIX = b"Exif\0\0"
-_ORIENTATION = 0x0112
-# Tags of a TIFF that say how its pixels lie in the file, or stand for themselves in `metadata`.
-_TIFF_STRUCTURE = frozenset(
-    (
-        *(*range(254, 260), *range(262, 267), 273, _ORIENTATION, *range(277, 282), 284, *range(290, 294), 301),
-        *(*range(317, 348), *range(512, 533), 700, 34377, 34675),
-    )
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,14 +183,14 @@ def _decoded(image: Image.Image, stream: BinaryIO) -> Photo:
     deep = _has_sixteen_bit_color(image)
     if image.format != "MPO" and getattr(image, "is_animated", False):
         notes.append("of its several frames only the first is coloured")
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    metadata = _metadata(image)
+    orientation = image.getexif().get(photometadata.ORIENTATION, 1)
+    metadata = photometadata.read(image)
     if deep:
         pixels, alpha = _sixteen_bit_color(image, stream, notes)
     else:
         image.load()
         # Pillow turns a TIFF itself, and takes the tag away.
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = image.getexif().get(photometadata.ORIENTATION, 1)
         pixels, alpha = _deep_gray(image) if image.mode.startswith(("I", "F")) else _eight_bit(image, notes)
     if image.info.get("icc_profile"):
         metadata["icc_profile"] = srgb_profile()
@@ -303,10 +291,13 @@ def srgb_profile() -> bytes:
 
 
 def _in_srgb(image: Image.Image, profile: bytes, notes: list[str]) -> Image.Image:
-    if image.mode == "RGB" and _is_srgb(profile, notes):
-        return image  # as it is: the conversion would round
     try:
-        return _converted(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+        parsed: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if parsed.profile.xcolor_space.strip() == "RGB" and image.mode in ("1", "L", "RGB"):
+            if _is_srgb(profile, notes):
+                return image  # as it is: the conversion would round
+            image = image.convert("RGB")
+        return _converted(image, parsed)
     except (ImageCms.PyCMSError, OSError, ValueError):
         notes.append("its ICC profile is broken or not for its pixels, and was ignored")
         return image
@@ -358,58 +349,3 @@ def _upright(x: np.ndarray, orientation: Any) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         x = x[:, ::-1]
     return x
-
-
-def _metadata(image: Image.Image) -> dict[str, Any]:
-    info, found = image.info, {}
-    exif = _exif_of_tiff(image) if image.format == "TIFF" else _exif_upright(info.get("exif", b""))
-    if exif:
-        found["exif"] = exif
-    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
-    if xmp:
-        xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
-        found["xmp"] = re.sub(rb'(tiff:Orientation(?:="|>))[2-8]', rb"\g<1>1", xmp)
-    dpi = info.get("dpi")
-    if dpi and all(0 < x < 1e6 for x in map(float, dpi)):
-        found["dpi"] = tuple(map(float, dpi))
-    if image.format == "PNG":
-        text = {k: str(v) for k, v in getattr(image, "text", {}).items() if k != "XML:com.adobe.xmp"}
-        found |= {"text": text} if text else {}
-    if image.format in ("JPEG", "MPO"):
-        found |= {"comment": info["comment"]} if info.get("comment") else {}
-        segments = [s for name, s in getattr(image, "applist", []) if name == "APP13" and s.startswith(b"Photoshop")]
-        found |= {"photoshop": segments} if segments else {}
-    return found
-
-
-def _exif_of_tiff(image: Image.Image) -> bytes:
-    # A TIFF's EXIF is its own directory, pixels' layout and all.
-    source, kept = image.getexif(), Image.Exif()
-    for tag in source:
-        if tag not in _TIFF_STRUCTURE:
-            kept[tag] = dict(source.get_ifd(tag)) if tag in (34665, 34853) else source[tag]
-    if not len(kept):
-        return b""
-    try:
-        return kept.tobytes()
-    except Exception:  # a tag of a type that Pillow reads and does not write
-        return b""
-
-
-def _exif_upright(exif: bytes) -> bytes:
-    """The same EXIF with orientation 1 and without the thumbnail, which shows the gray photo; all else as it is."""
-    exif = exif.removeprefix(_EXIF_PREFIX)
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    if order is None:
-        return b""
-    changed = bytearray(exif)
-    try:
-        (start,) = struct.unpack_from(f"{order}L", changed, 4)
-        (count,) = struct.unpack_from(f"{order}H", changed, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            if struct.unpack_from(f"{order}H", changed, entry)[0] == _ORIENTATION:
-                struct.pack_into(f"{order}HHLHH", changed, entry, _ORIENTATION, 3, 1, 1, 0)
-        struct.pack_into(f"{order}L", changed, start + 2 + 12 * count, 0)
-    except struct.error:
-        return b""
-    return _EXIF_PREFIX + bytes(changed)

@@ -62,7 +62,9 @@ class Prediction:
         if self.color.shape[-1] == 2:
             return self.color
         # Decoding at 0 is another program; the rest share one, since a slider would compile at every stop.
-        return np.asarray(_mode(self.color) if temperature == 0 else _mean(self.color, np.float32(temperature)))
+        return np.asarray(
+            _mode(self.color) if temperature == 0 else _mean(self.color, np.float32(max(temperature, 1e-4)))
+        )
 
     def render(self, *, temperature: float | None = None, saturation: float = 1.0) -> np.ndarray:
         """The colour photo, with the photo's own lightness.

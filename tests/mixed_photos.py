@@ -60,7 +60,7 @@ def write_all(folder: Path, *, huge: tuple[int, int] = (2400, 3200)) -> list[Mix
     """
     folder.mkdir(parents=True, exist_ok=True)
     made: list[Mixed] = []
-    rgb, gray, height, width = _photo("coffee.png"), _gray("astronaut.png"), 48, 64
+    rgb, gray, height, width = small_pixels("coffee.png"), _gray("astronaut.png"), 48, 64
     deep = (rgb.astype(np.uint16) << 8) + np.random.default_rng(0).integers(0, 256, rgb.shape, np.uint16)
     deep_gray = deep[..., 1].copy()
     alpha = np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1))
@@ -81,9 +81,9 @@ def write_all(folder: Path, *, huge: tuple[int, int] = (2400, 3200)) -> list[Mix
     add("rgb.jpg", color, {"quality": 95, "subsampling": 0}, rgb=rgb, tolerance=30)
     add(
         "upper case and ümlaut.JPG",
-        _color("rocket.jpg"),
+        small_image("rocket.jpg"),
         {"quality": 95, "subsampling": 0},
-        rgb=_photo("rocket.jpg"),
+        rgb=small_pixels("rocket.jpg"),
         tolerance=40,
     )
     add("gray.jpeg", black, {"quality": 95}, gray=gray, tolerance=20)
@@ -173,7 +173,7 @@ def write_all(folder: Path, *, huge: tuple[int, int] = (2400, 3200)) -> list[Mix
     tall, wide = huge
     add(
         "huge.jpg",
-        _color("retina.jpg").resize((wide, tall)),
+        small_image("retina.jpg").resize((wide, tall)),
         {"quality": 90},
         rgb=np.empty((*huge, 3), np.uint8),
         tolerance=256,
@@ -205,17 +205,19 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _color(name: str) -> Image.Image:
+def small_image(name: str) -> Image.Image:
+    """One of scikit-image's photographs, 64×48 pixels."""
     with (importlib.resources.files("skimage.data") / name).open("rb") as stream:
         return Image.open(stream).convert("RGB").resize((64, 48), Image.Resampling.BOX)
 
 
-def _photo(name: str) -> np.ndarray:
-    return np.array(_color(name))
+def small_pixels(name: str) -> np.ndarray:
+    """The same as uint8 [48, 64, 3]."""
+    return np.array(small_image(name))
 
 
 def _gray(name: str) -> np.ndarray:
-    return np.array(_color(name).convert("L"))
+    return np.array(small_image(name).convert("L"))
 
 
 def _encoded(image: Image.Image, format: str) -> bytes:

@@ -202,6 +202,18 @@ def test_a_broken_profile_is_ignored_and_said() -> None:
     assert "ICC profile is broken" in photo.notes[0]
 
 
+def test_a_gray_photo_with_srgb_s_profile_is_as_it_is() -> None:
+    gray = some_pixels(4, 6)
+    for profile, exact in ((photofile.srgb_profile(), True), (mixed_photos.swapped_profile(), False)):
+        buffer = io.BytesIO()
+        Image.fromarray(gray).save(buffer, "PNG", icc_profile=profile)
+        photo = read_photo(buffer.getvalue())
+        assert photo.notes == ()
+        # Red and blue that change their places leave gray what it is.
+        rgb = photo.pixels if photo.pixels.ndim == 3 else np.stack([photo.pixels] * 3, axis=-1)
+        np.testing.assert_allclose(rgb, np.stack([gray] * 3, axis=-1), atol=0 if exact else 2)
+
+
 def test_the_format_is_asked_for_or_the_suffix_or_the_photo_s_own(tmp_path: Path) -> None:
     pixels = some_pixels(4, 6, 3)
     for like, name, format, expected in (

@@ -50,7 +50,7 @@ def predictor(untrained: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def photos() -> list[np.ndarray]:
-    coffee, rocket = mixed_photos._photo("coffee.png"), mixed_photos._photo("rocket.jpg")
+    coffee, rocket = mixed_photos.small_pixels("coffee.png"), mixed_photos.small_pixels("rocket.jpg")
     return [coffee, rocket[..., 0].astype(np.uint16) * 257, np.dstack([coffee, coffee[..., :1]]), coffee[:30, :20]]
 
 
@@ -62,7 +62,7 @@ def run(*arguments: Any) -> int:
 
 
 def test_the_network_is_the_evaluation_s(untrained: Path, predictor: Predictor) -> None:
-    rgb = np.asarray(mixed_photos._color("coffee.png").resize((32, 32), Image.Resampling.BOX))
+    rgb = np.asarray(mixed_photos.small_image("coffee.png").resize((32, 32), Image.Resampling.BOX))
     loaded = trained.load_trained(untrained)
     program = training.build_program(loaded.config, "joint", classes=len(loaded.class_names))
     lab = color.rgb_to_lab(rgb[None])
@@ -205,7 +205,7 @@ def test_a_folder_of_fifty_mixed_files(untrained: Path, tmp_path: Path, capsys: 
 def test_folders_names_and_what_lies_in_the_way(
     untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photo = mixed_photos._color("coffee.png")
+    photo = mixed_photos.small_image("coffee.png")
     for name in ("a/x.png", "a/b/x.png", "c/x.jpg", "c/x.bmp", "a/.hidden.png", "a/notes.txt"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -253,10 +253,10 @@ def test_one_photo_through_a_pipe_and_the_command_s_memory(untrained: Path, tmp_
 
     3 GB for 100 megapixels leave more: 30 bytes a pixel.
     """
-    photo = mixed_photos._color("retina.jpg")
+    photo = mixed_photos.small_image("retina.jpg")
     small, large = tmp_path / "small.png", tmp_path / "large.png"
     photo.save(small)
-    photo.resize((4500, 3600), Image.Resampling.NEAREST).save(large, compress_level=1)
+    photo.resize((3600, 2500), Image.Resampling.NEAREST).save(large, compress_level=1)
     script = """
 import resource, sys
 from colorjax import command
@@ -267,7 +267,7 @@ for arguments in (["-"], [sys.argv[2], "--out", sys.argv[3]]):
     except SystemExit as exit:
         assert exit.code == 0
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-print((peaks[1] - peaks[0]) / (4500 * 3600), file=sys.stderr)
+print((peaks[1] - peaks[0]) / (3600 * 2500), file=sys.stderr)
 print("tensorflow" in sys.modules, file=sys.stderr)
 """
     arguments = [sys.executable, "-c", script, str(untrained), str(large), str(tmp_path / "out")]
@@ -292,7 +292,7 @@ def test_an_interruption_leaves_whole_files_only(
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     for i in range(6):
-        mixed_photos._color("coffee.png").save(source / f"{i}.png")
+        mixed_photos.small_image("coffee.png").save(source / f"{i}.png")
     begun, original = threading.Event(), command.write_photo
 
     def slow(*args: Any, **options: Any) -> None:
@@ -341,8 +341,20 @@ def test_colours_are_smoothed_over_time_but_not_over_cuts() -> None:
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="films need ffmpeg")
 def test_a_film_keeps_its_sound_rate_and_lightness(untrained: Path, tmp_path: Path) -> None:
     film, out = tmp_path / "film.mp4", tmp_path / "out"
-    make = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=size=97x64:rate=12:duration=1"]
-    make += ["-f", "lavfi", "-i", "sine=duration=1", "-c:v", "libx264", "-pix_fmt", "yuv444p", "-c:a", "aac", str(film)]
+    make = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=size=97x64:rate=12:duration=0.5"]
+    make += [
+        "-f",
+        "lavfi",
+        "-i",
+        "sine=duration=0.5",
+        "-c:v",
+        "libx264",
+        "-pix_fmt",
+        "yuv444p",
+        "-c:a",
+        "aac",
+        str(film),
+    ]
     subprocess.run(make, check=True)
     (tmp_path / "broken.mkv").write_bytes(b"no film")
     assert run(film, tmp_path / "broken.mkv", "--out", out, "--checkpoint", untrained) == 1
@@ -356,7 +368,7 @@ def test_a_film_keeps_its_sound_rate_and_lightness(untrained: Path, tmp_path: Pa
         "stream=codec_name,width,height,nb_read_frames",
     ]
     told = subprocess.run([*probe, "-of", "csv=p=0", str(out / "film.mp4")], check=True, capture_output=True, text=True)
-    assert told.stdout.split() == ["h264,98,64,12", f"aac,{told.stdout.split(',')[-1].strip()}"]
+    assert told.stdout.split() == ["h264,98,64,6", f"aac,{told.stdout.split(',')[-1].strip()}"]
     frames = [next(video._frames(path, "12")) for path in (film, out / "film.mp4")]
     l = [skimage.color.rgb2lab(frame[:, :97])[..., 0] for frame in frames]
     assert np.abs(l[0] - l[1]).mean() < 2  # as far as H.264 keeps it
