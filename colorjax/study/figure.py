@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from colorjax import color, data, report, state, steps, training
+from colorjax import color, data, report, state, steps
 from colorjax.study import Run
 from colorjax.trained import load_trained
 
@@ -21,7 +21,7 @@ def color_photos(run: Run) -> None:
     """Writes what a finished run makes of the figure's photos, evenly spaced over the test split, beside its
     evaluation."""
     trained = load_trained(run.workdir)
-    program = training.build_program(trained.config, "joint", classes=len(trained.class_names))
+    program = trained.program()
     size = data.dataset_info(trained.config.data).sizes["test"]
     wanted = np.unique(np.linspace(0, size - 1, _PHOTOS).round().astype(int))
     photos = []
