@@ -84,9 +84,20 @@ def _grouped(x: jax.Array, groups: int) -> jax.Array:
 
 
 def _pad(x: jax.Array, reach: int) -> jax.Array:
-    """Reflects H and W of [B, H, W, ...] outwards by so many pixels."""
-    around = [(0, 0), (reach, reach), (reach, reach)] + [(0, 0)] * (x.ndim - 3)
-    return lax.optimization_barrier(jnp.pad(x, around, mode="reflect"))
+    """Reflects H and W of [B, H, W, ...] outwards by so many pixels.
+
+    In one copy, whose border is then written in place; jnp.pad makes another for each axis.
+    """
+    width = [(reach, reach, 0) if axis in (1, 2) else (0, 0, 0) for axis in range(x.ndim)]
+    x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), width))
+    for axis in (1, 2) if reach else ():
+        end = x.shape[axis]
+        before = lax.rev(lax.slice_in_dim(x, reach + 1, 2 * reach + 1, axis=axis), [axis])
+        behind = lax.rev(lax.slice_in_dim(x, end - 2 * reach - 1, end - reach - 1, axis=axis), [axis])
+        x, before, behind = lax.optimization_barrier((x, before, behind))
+        x = lax.dynamic_update_slice_in_dim(x, before, 0, axis)
+        x = lax.optimization_barrier(lax.dynamic_update_slice_in_dim(x, behind, end - reach, axis))
+    return x
 
 
 def _ungrouped(x: jax.Array, like: jax.Array) -> jax.Array:

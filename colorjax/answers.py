@@ -47,12 +47,14 @@ def make_step(
 
     - `psnr` (dB), `ssim`, `colorfulness`, `auc` and `auc_rebalanced` (percent), `delta_e` (CIEDE2000). A photo's
       rebalanced AuC weighs its pixels by 1 / p̃ of their true class (Zhang et al., equation 4 with λ = 0).
+    - `mean_a` and `mean_b` of the answer's pixels, and `mean_color_distance`, the mean over pixels of their distance in
+      ab to the training split's mean colour: what brown is.
     - `color_ce` and `color_loss` of the model and the prior: the cross-entropy of colour in nats a pixel, not weighted
       and weighted by rarity, NaN for a gray photo. Targets and weights are the paper's, whatever the run was trained
       with, so that ablation rows compare; they stand at the output's size.
     - `top1` and `top5` of the model, 1 or 0.
 
-    Of the truth there is `colorfulness` alone. A Classifier has no photos, and `top1` and `top5` alone.
+    Of the truth there are `colorfulness` and what brown is. A Classifier has no photos, and `top1` and `top5` alone.
 
     Args:
         program: the model.
@@ -98,7 +100,12 @@ def make_step(
                 "auc_rebalanced": metrics.auc(predicted[..., 1:], ab, weights=weights),
                 "delta_e": metrics.ciede2000(predicted, lab),
             }
-            return values, color.to_uint8(photo)
+            return values | browns(predicted[..., 1:]), color.to_uint8(photo)
+
+        def browns(of: jax.Array) -> dict[str, jax.Array]:
+            mean = of.mean(axis=(1, 2))
+            distance = jnp.linalg.norm(of - mean_ab, axis=-1).mean(axis=(1, 2))
+            return {"mean_a": mean[:, 0], "mean_b": mean[:, 1], "mean_color_distance": distance}
 
         # One after the other: a program for each answer would take long to compile.
         values, shown = jax.lax.map(
@@ -106,7 +113,7 @@ def make_step(
         )
         for i, answer in enumerate(said):
             scores[answer] = scores.get(answer, {}) | {metric: value[i] for metric, value in values.items()}
-        scores["truth"] = {"colorfulness": metrics.colorfulness(rgb)}
+        scores["truth"] = {"colorfulness": metrics.colorfulness(rgb)} | browns(ab)
 
         if config.model.head == "bins":
             small = color.downsample(ab, factor=config.model.output_stride)

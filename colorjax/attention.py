@@ -32,7 +32,7 @@ def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, block_siz
         k: floating [B, M, D].
         v: floating [B, M, E].
         block_size: how many queries are compared with all keys at a time. Both passes hold
-            float32 [B, block_size, M] blocks, a few at once; any N goes with any block_size.
+            float32 [B, block_size, M] blocks, a few at once (on one CPU of one image); any N goes with any block_size.
 
     Returns:
         [B, N, E] of v's dtype. Scores and softmax are float32.
@@ -53,7 +53,11 @@ def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, block_siz
         raise ValueError(f"block_size must be positive, got {block_size}")
     if q.shape[2] <= _FLASH_FEATURES and q.shape[1] and q.dtype == k.dtype == v.dtype and _has_cudnn_flash(q.dtype):
         return flash_attention(q, k, v, implementation="cudnn")
-    return _attention(min(block_size, max(q.shape[1], 1)), q, k, v)
+    size = min(block_size, max(q.shape[1], 1))
+    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+        # A block of one image stays in the cache, one of the whole batch does not. Several devices divide the batch.
+        return lax.map(lambda image: _attention(size, *(x[None] for x in image))[0], (q, k, v))
+    return _attention(size, q, k, v)
 
 
 _FLASH_FEATURES = 128

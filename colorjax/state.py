@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,20 @@ class TrainState:
 
     Attributes:
         step: int32 scalar, the number of steps done.
-        params: trained parameters, float32.
-        stats: running statistics: of BatchNorm, and the vectors of spectral normalisation.
-        opt_state: the optimizer's.
+        params: what is evaluated and handed on, float32: the trained parameters, or with `ema` their moving average.
+        stats: running statistics: of BatchNorm, and the vectors of spectral normalisation; averaged likewise.
+        opt_state: the optimizer's; with `ema` a Trained.
     """
 
     step: jax.Array
+    params: Tree
+    stats: Tree
+    opt_state: Any
+
+
+class Trained(NamedTuple):
+    """What a stage with `ema` trains, of which the state's own `params` and `stats` are the average."""
+
     params: Tree
     stats: Tree
     opt_state: Any
@@ -160,19 +168,37 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     return optimizer
 
 
-def init_state(params: Tree, stats: Tree, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first step, whole on every device. The optimizer starts from `params` as they are given."""
+def init_state(
+    params: Tree, stats: Tree, optimizer: optax.GradientTransformation, mesh: Mesh, *, average: bool = False
+) -> TrainState:
+    """The state before the first step, whole on every device. The optimizer starts from `params` as they are given.
+
+    Args:
+        params, stats: of the model.
+        optimizer: of the stage.
+        mesh: the devices.
+        average: whether the stage has `ema`.
+    """
+
     # A jitted copy, so that every buffer is the state's own and may be donated.
-    make = jax.jit(
-        lambda params, stats: TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            stats=stats,
-            opt_state=optimizer.init(params),
-        ),
-        out_shardings=replicated(mesh),
-    )
-    return make(jax.tree.map(np.asarray, params), jax.tree.map(np.asarray, stats))
+    def make(params: Tree, stats: Tree) -> TrainState:
+        opt_state: Any = optimizer.init(params)
+        if average:
+            opt_state = Trained(*jax.tree.map(jnp.copy, (params, stats)), opt_state)
+        return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state)
+
+    jitted = jax.jit(make, out_shardings=replicated(mesh))
+    return jitted(jax.tree.map(np.asarray, params), jax.tree.map(np.asarray, stats))
+
+
+def moving_average(before: Any, now: Any, *, decay: float, step: jax.Array) -> Any:
+    """The exponential moving average after a step: of a tree, with the average before it and the values after it.
+
+    The decay is min(decay, (1 + step) / (10 + step)), as in tf.train.ExponentialMovingAverage, so that the first steps
+    do not hold on to the initial values.
+    """
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda average, new: average + (1 - kept) * (new - average), before, now)
 
 
 def _named(tree: dict) -> Tree:

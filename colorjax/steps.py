@@ -13,7 +13,7 @@ from colorjax.augment import augment, center_crop
 from colorjax.config import Config
 from colorjax.data import Batch
 from colorjax.models import Outputs
-from colorjax.state import Program, TrainState, Tree
+from colorjax.state import Program, Trained, TrainState, Tree
 
 
 class Reference(NamedTuple):
@@ -40,9 +40,11 @@ def make_train_step(
     """The jitted step: (state, batch of uint8 photos) -> (new state, metrics of the state before the update).
 
     Gradient accumulation splits the batch into `accumulate` microbatches, of which BatchNorm sees one at a time; the
-    augmentation and the loss are those of the whole batch.
+    augmentation and the loss are those of the whole batch. With `ema` the state holds averages besides what is trained.
     """
-    accumulate, batch_size = config[stage].accumulate, config[stage].batch_size
+    accumulate, batch_size, ema = config[stage].accumulate, config[stage].batch_size, config[stage].ema
+    if not 0 <= ema < 1:
+        raise ValueError(f"{stage}.ema is {ema}; a decay is at least 0, which is no average, and below 1")
     devices = mesh.devices.size
     if accumulate < 1 or batch_size % (accumulate * devices):
         raise ValueError(
@@ -64,28 +66,31 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), before.step)
         rgb, inside = augment(jnp.asarray(batch["image"]), key, size=config.data.image_size, **config.augment)
         whole = {"rgb": rgb, "inside": inside, "label": batch["label"], "mask": batch["mask"]}
+        now = before.opt_state if ema else Trained(before.params, before.stats, before.opt_state)
         if accumulate == 1:
-            grads, (stats, logged) = gradient(before.params, before.stats, whole)
+            grads, (stats, logged) = gradient(now.params, now.stats, whole)
         else:
             # Every accumulate-th photo, so that a microbatch is as evenly spread over the devices as the batch.
             micros = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), whole)
 
             def add(carry: tuple[Tree, Tree], micro: dict) -> tuple[tuple[Tree, Tree], Any]:
                 total, stats = carry
-                grads, (stats, logged) = gradient(before.params, stats, micro)
+                grads, (stats, logged) = gradient(now.params, stats, micro)
                 return (jax.tree.map(jnp.add, total, grads), stats), logged
 
-            zeros = jax.tree.map(jnp.zeros_like, before.params)
-            (grads, stats), logged = jax.lax.scan(add, (zeros, before.stats), micros)
+            zeros = jax.tree.map(jnp.zeros_like, now.params)
+            (grads, stats), logged = jax.lax.scan(add, (zeros, now.stats), micros)
             grads = jax.tree.map(lambda g: g / accumulate, grads)
             logged = jax.tree.map(lambda x: x.sum(axis=0), logged)
-        updates, opt_state = optimizer.update(grads, before.opt_state, before.params)
-        after = TrainState(
-            step=before.step + 1,
-            params=jax.tree.map(jnp.add, before.params, updates),
-            stats=stats,
-            opt_state=opt_state,
-        )
+        updates, opt_state = optimizer.update(grads, now.opt_state, now.params)
+        now = Trained(jax.tree.map(jnp.add, now.params, updates), stats, opt_state)
+        if ema:
+            averages = state.moving_average(
+                (before.params, before.stats), (now.params, now.stats), decay=ema, step=before.step
+            )
+            after = TrainState(before.step + 1, *averages, now)
+        else:
+            after = TrainState(before.step + 1, *now)
         norm = optax.tree.norm(grads)
         return after, logged | {"gradient_norm": (norm, jnp.ones_like(norm))}
 

@@ -126,7 +126,7 @@ def _train_stage(
     params, stats = init_model(config, stage, classes=classes)
     if not start and stage == "joint":
         params, stats = _grafted(config, workdir, params, stats)
-    current = state.init_state(params, stats, optimizer, mesh)
+    current = state.init_state(params, stats, optimizer, mesh, average=own.ema > 0)
     del params, stats
     if start:
         current = checkpoints.restore(current)

@@ -46,6 +46,8 @@ CURES: dict[str, Row] = {
     "cosine": {"joint.schedule": "cosine", "joint.warmup_steps": 0},
     "warmup_cosine": {"joint.schedule": "cosine", "joint.warmup_steps": lambda c: c.joint.steps // 20},
     "adamw": {"joint.optimizer": "adamw", "joint.weight_decay": 0.01},
+    # Of the last hundred steps; a short training has few to average.
+    "ema": {"joint.ema": 0.99},
     # As many photos as before, in fewer steps.
     "batch_x4": {
         "joint.batch_size": lambda c: 4 * c.joint.batch_size,

@@ -42,6 +42,9 @@ MEASURES = (
     "auc",
     "auc_rebalanced",
     "delta_e",
+    "mean_a",
+    "mean_b",
+    "mean_color_distance",
     "color_ce",
     "color_loss",
     "top1",
@@ -187,6 +190,9 @@ def _loop(
                 "auc": np.mean([100 * (error <= t).mean() for t in range(151)]),
                 "auc_rebalanced": np.mean([100 * np.average(error <= t, weights=inverse[nearest]) for t in range(151)]),
                 "delta_e": skimage.color.deltaE_ciede2000(lab, predicted_lab).mean(),
+                "mean_a": predicted_lab[..., 1].mean(),
+                "mean_b": predicted_lab[..., 2].mean(),
+                "mean_color_distance": np.linalg.norm(predicted_lab[..., 1:] - prior.mean_ab, axis=-1).mean(),
                 "color_ce": entropy.mean(),
                 "color_loss": (rarity[closest[..., 0]] * entropy).mean(),
                 "top1": float(order[0] == split["label"][i]),
@@ -223,6 +229,11 @@ def test_every_photo_scores_what_a_loop_gives_it(evaluated: Path, split: dict, s
             assert low <= mean <= high
     assert record["rows"]["model"]["colorfulness_difference"] == pytest.approx(difference.mean(), abs=0.05)
     assert record["rows"]["truth"]["colorfulness"] == pytest.approx(expected["true_colorfulness"].mean(), rel=1e-4)
+    true_ab = [
+        skimage.color.rgb2lab(_crops(split)[i])[..., 1:].mean(axis=(0, 1)) for i in np.flatnonzero(split["mask"])
+    ]
+    truth = record["rows"]["truth"]
+    assert (truth["mean_a"], truth["mean_b"]) == pytest.approx(np.mean(true_ab, axis=0), abs=5e-3)
 
 
 def test_the_answers_without_a_network_score_what_a_loop_gives_them(evaluated: Path, split: dict, said: tuple) -> None:
@@ -246,7 +257,7 @@ def test_the_answers_without_a_network_score_what_a_loop_gives_them(evaluated: P
         for name, value in record["rows"][answer].items():
             if name in MEASURES:
                 assert value == pytest.approx(np.nanmean(expected[name]), rel=2e-3, abs=5e-3), (answer, name)
-        assert {*MEASURES[:3], *MEASURES[4:7]} < record["rows"][answer].keys()
+        assert {*MEASURES[:3], *MEASURES[4:10]} < record["rows"][answer].keys()
         assert ("color_ce" in record["rows"][answer]) == (answer == "prior")
         assert "top1" not in record["rows"][answer]
 

@@ -36,7 +36,8 @@ def _setup(config: Any) -> tuple[Any, state.TrainState, Any, Any]:
     reference = steps.Reference(jnp.full(313, 1 / 313), jnp.ones(313))
     step = steps.make_train_step(program, optimizer, config, "joint", reference=reference, mesh=mesh)
     evaluation = steps.make_eval_step(program, config, reference=reference, mesh=mesh)
-    return step, state.init_state(params, stats, optimizer, mesh), evaluation, mesh
+    made = state.init_state(params, stats, optimizer, mesh, average=config.joint.ema > 0)
+    return step, made, evaluation, mesh
 
 
 def _batch(config: Any, mesh: Any) -> Any:
@@ -65,6 +66,27 @@ def test_a_row_takes_a_step(row: str) -> None:
     end = jax.device_get(after.params)
     untrained = {name for name in start if jax.tree.all(jax.tree.map(np.array_equal, start[name], end[name]))}
     assert untrained == _UNTRAINED.get(row, set())
+
+
+def test_an_average_follows_the_weights_and_changes_no_training() -> None:
+    config = _config("no_output_attention").unlock()
+    plain, current, _, mesh = _setup(config)
+    config.joint.ema = 0.4
+    averaging, averaged, _, _ = _setup(config)
+    batch = _batch(config, mesh)
+    expected = jax.device_get((current.params, current.stats))
+    for step in range(5):
+        current, _ = plain(current, batch)
+        averaged, _ = averaging(averaged, batch)
+        now = jax.device_get((current.params, current.stats))
+        decay = min(0.4, (1 + step) / (10 + step))
+        expected = jax.tree.map(lambda e, n, d=decay: d * e + (1 - d) * n, expected, now)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(averaged.opt_state[:2]), now)
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6),
+        jax.device_get((averaged.params, averaged.stats)),
+        expected,
+    )
 
 
 def test_every_row_changes_the_configuration() -> None:

@@ -119,6 +119,7 @@ def _program(run: Run) -> str:
             own.batch_size,
             own.accumulate,
             own.optimizer,
+            own.ema > 0,
         ]
     )
 
@@ -141,7 +142,8 @@ def _timed(run: Run) -> float:
             else steps.Reference(uniform, jnp.ones(color.NUM_BINS, jnp.float32))
         )
     step = steps.make_train_step(program, optimizer, config, stage, reference=reference, mesh=mesh)
-    current = state.init_state(*training.init_model(config, stage, classes=classes), optimizer, mesh)
+    params, stats = training.init_model(config, stage, classes=classes)
+    current = state.init_state(params, stats, optimizer, mesh, average=own.ema > 0)
     batches = data.train_batches(config.data, batch_size=own.batch_size, seed=config.seed)
     times = []
     for _ in range(1 + _TIMED_STEPS):
