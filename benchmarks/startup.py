@@ -5,11 +5,9 @@ import statistics
 import sys
 import tempfile
 import time
-
-import jax
+from pathlib import Path
 
 from benchmarks import measure
-from benchmarks.joint import JointStep, config, small_config
 from benchmarks.measure import Row, Settings
 
 TITLE = "Start-up: seconds from the start of the process, its end included"
@@ -36,13 +34,26 @@ def rows(settings: Settings) -> list[Row]:
     found: list[Row] = [
         {"what": name, "s": of, "over import jax": of / medians["import jax"]} for name, of in medians.items()
     ]
-    scale = "quick" if settings.quick else "paper"
     for what in ("step", "prediction"):
-        with tempfile.TemporaryDirectory(prefix="colorjax-cache-") as cache:
+        with tempfile.TemporaryDirectory(prefix="colorjax-startup-") as directory:
+            folder = Path(directory) / "colorizer"
+            _save_untrained(folder, quick=settings.quick)
             for name in ("no compiled programs", "compiled programs on disk"):
-                seconds = _seconds("-m", "benchmarks.startup", what, scale, JAX_COMPILATION_CACHE_DIR=cache)
+                seconds = _seconds(
+                    "-m", "benchmarks.startup", what, str(folder), JAX_COMPILATION_CACHE_DIR=f"{directory}/programs"
+                )
                 found.append({"what": f"first {what}, {name}", "s": seconds})
     return found
+
+
+def _save_untrained(folder: Path, *, quick: bool) -> None:
+    from benchmarks.joint import config
+    from colorjax import training
+    from colorjax.trained import Trained, save_trained
+
+    own = config(batch=8, size=32, width=0.25) if quick else config(batch=8)
+    names = tuple(map(str, range(101)))
+    save_trained(Trained(own, names, 0, *training.init_model(own, "joint", classes=len(names))), folder)
 
 
 def _seconds(*command: str, **environment: str) -> float:
@@ -51,29 +62,22 @@ def _seconds(*command: str, **environment: str) -> float:
     return time.perf_counter() - start
 
 
-def _first(what: str, scale: str) -> None:
-    """Returns at the first result of the given kind."""
-    own = small_config(batch=2, size=32) if scale == "quick" else config(batch=8)
-    step = JointStep.make(own) if what == "step" else None
-    if step:
+def _first(what: str, folder: str) -> None:
+    """Returns at the first result of the given kind. What it imports is timed with it."""
+    if what == "step":
+        import jax
+
+        from benchmarks.joint import JointStep
+        from colorjax.config import load_config
+
+        step = JointStep.make(load_config(Path(folder)))
         jax.block_until_ready(step.running(step.one_batch())())
-        return
-    import numpy as np
+    else:
+        import numpy as np
 
-    from colorjax import state, steps, training
+        from colorjax.predict import Predictor
 
-    mesh = state.make_mesh()
-    program = training.build_program(own, "joint", classes=101)
-    params, stats = training.init_model(own, "joint", classes=101)
-    photo = np.zeros((1, own.data.image_size, own.data.image_size, 1), np.float32)
-
-    def colorize(params: state.Tree, stats: state.Tree, l: jax.Array) -> jax.Array:
-        return steps.colorized(program(params, stats, l, train=False)[0], l, temperature=own.decode.temperature)
-
-    options = state.compiler_options()
-    jax.block_until_ready(
-        jax.jit(colorize, compiler_options=options)(*jax.device_put((params, stats, photo), state.replicated(mesh)))
-    )
+        Predictor(folder).colorize([np.zeros((480, 640, 3), np.uint8)])
 
 
 if __name__ == "__main__":
