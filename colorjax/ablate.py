@@ -1,6 +1,6 @@
 """A study by one command: trains every row with every seed, evaluates them, and writes one report.
 
-    python -m colorjax.ablate --config=configs/paper64.py --rows=all --seeds=0,1 --workdir=runs/study --config.data.dir=…
+    python -m colorjax.ablate --config=configs/paper64.py --rows=all --seeds=0,1 --workdir=runs/study
 
 `--plan` says what there is to do and how long it takes, `--commands` prints it as one command a run for a cluster's
 scheduler, and `--report` writes the report of what there is. The same command again goes on where it stopped.
