@@ -12,9 +12,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.typing import DTypeLike
 
 from colorjax.attention import PatchwiseAttentionBlock, SelfAttention
+from colorjax.convolution import halving_convolution
 
 NormFactory = Callable[[int], nnx.Module]
 """features -> a normalisation over the last axis."""
@@ -59,6 +61,7 @@ class ConvBlock(nnx.Module):
             padding=1,
             use_bias=False,  # the normalisation brings one
             kernel_init=_he,
+            conv_general_dilated=halving_convolution if stride == 2 else lax.conv_general_dilated,
             dtype=dtype,
             rngs=rngs,
         )
