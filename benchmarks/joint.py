@@ -57,8 +57,7 @@ class JointStep:
         """Compiles the step.
 
         Its FLOPs are XLA's count before optimisation, plus the output attention's by `attention.flops`, since XLA
-        counts the body of a loop once and a call of cuDNN not at all. The process keeps what it frees, as in training;
-        that peers in it gain by this as well is to their advantage.
+        counts the body of a loop once and a call of cuDNN not at all. The process keeps what it frees, as in training.
         """
         state.keep_freed_memory()
         mesh = state.make_mesh()

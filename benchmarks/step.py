@@ -1,8 +1,16 @@
-"""The whole joint step of the paper's model: ours, and the same model in PyTorch, eager and compiled."""
+"""The whole joint step of the paper's model: ours, and the same model in PyTorch, eager and compiled.
+
+Each runs in a process of its own, as a user's would, and they take turns: in one process the two frameworks get in the
+way of each other's memory and threads.
+"""
 
 # The peers' packages need not be installed.
 # pyright: reportMissingImports=false
 
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +24,12 @@ from benchmarks.measure import Row, Settings
 TITLE = "The joint step of the paper's model on one repeated batch"
 
 CLASSES = 101
+_TORCH_FORMS = {
+    "torch eager": {"channels_last": False, "compile": False},
+    "torch eager, channels last": {"channels_last": True, "compile": False},
+    "torch.compile": {"channels_last": False, "compile": True},
+    "torch.compile, channels last": {"channels_last": True, "compile": True},
+}
 
 
 def rows(settings: Settings) -> list[Row]:
@@ -27,18 +41,24 @@ def rows(settings: Settings) -> list[Row]:
     peak = measure.matmul_rate(repeats=settings.repeats, quick=settings.quick)
     found = []
     for batch in batches:
-        ours = JointStep.make(config(batch=batch, pack="" if settings.quick else settings.pack, size=size, width=width))
-        forms: dict[str, Callable[[], Any]] = {"ours": ours.running(ours.one_batch())}
-        failures: dict[str, str] = {}
+        wanted = {"batch": batch, "size": size, "width": width, "pack": "" if settings.quick else settings.pack}
+        names = ["ours"]
         if measure.torch_or_none() and (accelerator or batch == batches[0]):
-            for name, options in _TORCH_FORMS.items():
-                try:
-                    forms[name] = _torch_step(batch, size, width, **options)
-                    forms[name]()
-                except Exception as error:  # What a compiler does not take is a finding, and not the end of the table.
-                    forms.pop(name, None)
-                    failures[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:80]}"
-        seconds = measure.race(forms, repeats=settings.repeats)
+            names += _TORCH_FORMS
+        runners = {name: _Runner(wanted | {"program": name}) for name in names}
+        failures = {name: runner.said["error"] for name, runner in runners.items() if "error" in runner.said}
+        for name in failures:
+            runners.pop(name).end()
+        if "ours" in failures:
+            raise RuntimeError(failures["ours"])
+        ours = runners["ours"].said
+        turns: dict[str, list[float]] = {name: [] for name in runners}
+        for _ in range(settings.repeats):
+            for name, runner in runners.items():
+                turns[name].append(runner.run())
+        for runner in runners.values():
+            runner.end()
+        seconds = {name: float(np.median(of)) for name, of in turns.items()}
         for name, of in seconds.items():
             found.append(
                 {
@@ -48,24 +68,76 @@ def rows(settings: Settings) -> list[Row]:
                     "images/s": batch / of,
                     "ours is faster by": of / seconds["ours"],
                     # The same count for all, so that the shares compare what the hardware is used for.
-                    "share of matmul rate": ours.flops / of / peak,
+                    "share of matmul rate": ours["flops"] / of / peak,
                 }
             )
-        found[-len(seconds)] |= {
-            "GFLOP": ours.flops / 1e9,
-            "GB": measure.compiled_memory(ours.compiled) / 1e9,
-        }
+        found[-len(seconds)] |= {"GFLOP": ours["flops"] / 1e9, "GB": ours["bytes"] / 1e9}
         found += [{"batch": batch, "program": f"{name}: {why}"} for name, why in failures.items()]
-        del ours, forms
     return found
 
 
-_TORCH_FORMS = {
-    "torch eager": {"channels_last": False, "compile": False},
-    "torch eager, channels last": {"channels_last": True, "compile": False},
-    "torch.compile": {"channels_last": False, "compile": True},
-    "torch.compile, channels last": {"channels_last": True, "compile": True},
-}
+class _Runner:
+    """A program in a process of its own, warmed up.
+
+    Attributes:
+        said: what it said of itself, or {"error": why it does not run}.
+    """
+
+    said: dict[str, Any]
+
+    def __init__(self, wanted: dict[str, Any]):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.step", json.dumps(wanted)],
+            cwd=measure.REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.said = self._answer()
+
+    def run(self) -> float:
+        """Seconds of one step."""
+        assert self._process.stdin
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._answer()["seconds"]
+
+    def end(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        return {"error": f"its process ended with {self._process.wait()}"}
+
+
+def _serve(wanted: dict[str, Any]) -> None:
+    """Warms the program up, then runs a step for every line that comes in."""
+    name, batch, size, width = (wanted[key] for key in ("program", "batch", "size", "width"))
+    said = {}
+    try:
+        if name == "ours":
+            ours = JointStep.make(config(batch=batch, pack=wanted["pack"], size=size, width=width))
+            said = {"flops": ours.flops, "bytes": measure.compiled_memory(ours.compiled)}
+            run: Callable[[], Any] = ours.running(ours.one_batch())
+        else:
+            run = _torch_step(batch, size, width, **_TORCH_FORMS[name])
+        for _ in range(2):
+            jax.block_until_ready(run())
+    except Exception as error:  # What a compiler does not take is a finding, and not the end of the table.
+        said = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:80]}"}
+    print(json.dumps(said), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
 
 
 def _torch_step(batch: int, size: int, width: float, *, channels_last: bool, compile: bool) -> Callable[[], None]:
@@ -102,3 +174,7 @@ def _torch_step(batch: int, size: int, width: float, *, channels_last: bool, com
         measure.torch_wait()
 
     return run
+
+
+if __name__ == "__main__":
+    _serve(json.loads(sys.argv[1]))
