@@ -8,7 +8,6 @@ from pathlib import Path
 import absl.logging
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +38,9 @@ class Progress:
         self._directory = directory
         self._writer = None
         if jax.process_index() == 0:
+            # Here, as it imports PyTorch for two seconds where that is installed.
+            from tensorboardX import SummaryWriter
+
             directory.mkdir(parents=True, exist_ok=True)
             self._jsonl = directory / "metrics.jsonl"
             _drop_after(self._jsonl, start)
