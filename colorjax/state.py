@@ -35,7 +35,7 @@ class TrainState:
         step: int32 scalar, the number of steps done.
         params: what is evaluated and handed on, float32: the trained parameters, or with `ema` their moving average.
         stats: running statistics: of BatchNorm, and the vectors of spectral normalisation; averaged likewise.
-        opt_state: the optimizer's; with `ema` a Trained.
+        opt_state: the optimizer's; with `ema` an Unaveraged.
     """
 
     step: jax.Array
@@ -44,7 +44,7 @@ class TrainState:
     opt_state: Any
 
 
-class Trained(NamedTuple):
+class Unaveraged(NamedTuple):
     """What a stage with `ema` trains, of which the state's own `params` and `stats` are the average."""
 
     params: Tree
@@ -206,7 +206,7 @@ def init_state(
     def make(params: Tree, stats: Tree) -> TrainState:
         opt_state: Any = optimizer.init(params)
         if average:
-            opt_state = Trained(*jax.tree.map(jnp.copy, (params, stats)), opt_state)
+            opt_state = Unaveraged(*jax.tree.map(jnp.copy, (params, stats)), opt_state)
         return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state)
 
     jitted = jax.jit(make, out_shardings=replicated(mesh))

@@ -13,7 +13,7 @@ from colorjax.augment import augment, center_crop
 from colorjax.config import Config
 from colorjax.data import Batch
 from colorjax.models import Outputs
-from colorjax.state import Program, Trained, TrainState, Tree
+from colorjax.state import Program, TrainState, Tree, Unaveraged
 
 
 class Reference(NamedTuple):
@@ -66,7 +66,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), before.step)
         rgb, inside = augment(jnp.asarray(batch["image"]), key, size=config.data.image_size, **config.augment)
         whole = {"rgb": rgb, "inside": inside, "label": batch["label"], "mask": batch["mask"]}
-        now = before.opt_state if ema else Trained(before.params, before.stats, before.opt_state)
+        now = before.opt_state if ema else Unaveraged(before.params, before.stats, before.opt_state)
         if accumulate == 1:
             grads, (stats, logged) = gradient(now.params, now.stats, whole)
         else:
@@ -83,7 +83,7 @@ def make_train_step(
             grads = jax.tree.map(lambda g: g / accumulate, grads)
             logged = jax.tree.map(lambda x: x.sum(axis=0), logged)
         updates, opt_state = optimizer.update(grads, now.opt_state, now.params)
-        now = Trained(jax.tree.map(jnp.add, now.params, updates), stats, opt_state)
+        now = Unaveraged(jax.tree.map(jnp.add, now.params, updates), stats, opt_state)
         if ema:
             averages = state.moving_average(
                 (before.params, before.stats), (now.params, now.stats), decay=ema, step=before.step
