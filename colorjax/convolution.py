@@ -24,10 +24,17 @@ def halving_convolution(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any
     Returns:
         [B, ⌈H/2⌉, ⌈W/2⌉, out].
     """
-    taken = {name: options.get(name) for name in ("precision", "preferred_element_type")}
 
     def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(x, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=_NHWC, **taken)
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (2, 2),
+            [(1, 1), (1, 1)],
+            dimension_numbers=_NHWC,
+            precision=options.get("precision"),
+            preferred_element_type=options.get("preferred_element_type"),
+        )
 
     if jax.default_backend() != "cpu":
         return convolve(x, kernel)

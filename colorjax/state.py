@@ -206,7 +206,7 @@ def init_state(
     def make(params: Tree, stats: Tree) -> TrainState:
         opt_state: Any = optimizer.init(params)
         if average:
-            opt_state = Unaveraged(*jax.tree.map(jnp.copy, (params, stats)), opt_state)
+            opt_state = Unaveraged(jax.tree.map(jnp.copy, params), jax.tree.map(jnp.copy, stats), opt_state)
         return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state)
 
     jitted = jax.jit(make, out_shardings=replicated(mesh))

@@ -85,10 +85,10 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, now.opt_state, now.params)
         now = Unaveraged(jax.tree.map(jnp.add, now.params, updates), stats, opt_state)
         if ema:
-            averages = state.moving_average(
+            params, stats = state.moving_average(
                 (before.params, before.stats), (now.params, now.stats), decay=ema, step=before.step
             )
-            after = TrainState(before.step + 1, *averages, now)
+            after = TrainState(before.step + 1, params, stats, now)
         else:
             after = TrainState(before.step + 1, *now)
         norm = optax.tree.norm(grads)
