@@ -39,7 +39,6 @@ def main(argv: list[str]) -> None:
 
     log_to_terminal()
     state.keep_compiled_programs()
-    state.keep_freed_memory()
     training.train(_CONFIG.value, _WORKDIR.value)
     if _CONFIG.value.stage != "pretrain" and _CONFIG.value.joint.steps > 0:
         evaluate.evaluate(_WORKDIR.value, split="test")

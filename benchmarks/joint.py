@@ -57,9 +57,8 @@ class JointStep:
         """Compiles the step.
 
         Its FLOPs are XLA's count before optimisation, plus the output attention's by `attention.flops`, since XLA
-        counts the body of a loop once and a call of cuDNN not at all. The process keeps what it frees, as in training.
+        counts the body of a loop once and a call of cuDNN not at all.
         """
-        state.keep_freed_memory()
         mesh = state.make_mesh()
         classes = len(data.dataset_info(config.data).class_names)
         program = training.build_program(config, "joint", classes=classes)

@@ -120,7 +120,6 @@ def _main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every setting is a --flag")
     log_to_terminal()
     state.keep_compiled_programs()
-    state.keep_freed_memory()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # between the trainings, which have their own
     values = flags.FLAGS
     directory = Path(values.workdir)

@@ -1,9 +1,7 @@
 """What is trained and where it lies: the mesh, the functional form of a model, the optimizer, the train state."""
 
 import contextlib
-import ctypes
 import os
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +16,6 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from colorjax.config import Config
-
-# malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 Tree = dict[str, Any]
 """Nested dicts of arrays, keyed by the names of networks and layers."""
@@ -103,20 +98,6 @@ def compiler_options() -> dict[str, str]:
     # Of its YNNPACK fusions those of products and reductions are worth a quarter of the joint step. That of
     # convolutions would take their filter gradients as well, at a half to a fifth of the speed of XLA's own.
     return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
-
-
-def keep_freed_memory() -> None:
-    """Lets this process keep the memory that it frees, for the next step to use again. For the commands that train.
-
-    On CPU XLA takes a step's buffers from malloc, and glibc gives blocks of their size back to the kernel, which clears
-    every page anew: a tenth of a step. It does nothing on accelerators, nor without glibc.
-    """
-    if jax.default_backend() != "cpu" or platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    # Not to map large blocks apart, never to trim, and one arena, as those of other threads cannot grow so large.
-    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1)):
-        libc.mallopt(option, value)
 
 
 def keep_compiled_programs() -> None:

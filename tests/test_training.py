@@ -1,10 +1,6 @@
 """The loop keeps the devices busy: what it does while a step runs."""
 
 import itertools
-import os
-import platform
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -111,36 +107,3 @@ def test_compiled_programs_are_kept_where_they_are_wanted(tmp_path: Path, monkey
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
-
-
-_FAULTS = """
-import resource, sys
-import jax, jax.numpy as jnp
-from colorjax import state
-if sys.argv[1] == "kept":
-    state.keep_freed_memory()
-x = jnp.ones((4096, 4096))
-f = jax.jit(jnp.negative)
-for _ in range(4):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    f(x).block_until_ready()
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's allocator that is told")
-def test_a_step_uses_the_memory_that_the_last_one_freed() -> None:
-    def faults(how: str) -> int:
-        done = subprocess.run(
-            [sys.executable, "-c", _FAULTS, how],
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": ""},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return int(done.stdout)
-
-    # The result has 64 MB: 16,384 pages, or a few large ones where the kernel makes those.
-    plain, kept = faults("plain"), faults("kept")
-    assert kept < plain / 10
