@@ -11,29 +11,48 @@ Config = Any
 """A locked ConfigDict of configs/paper.py's fields, or one of its sections; its fields have no static types."""
 
 
+# The sections that pretraining does not read.
+_OF_JOINT = ("joint.", "loss.", "decode.")
+
+
 def claim(config: Config, workdir: Path) -> None:
     """Writes the configuration into the workdir, or compares it with the one that is there.
 
+    A field binds from the first checkpoint on that depends on it. So what ended before it had saved anything, as a
+    misspelt field does, can be started again with another configuration; and after pretraining the sections `joint`,
+    `loss` and `decode` may still change.
+
     Raises:
-        ValueError: if they differ in anything but `stage`: lists the differences.
+        ValueError: if they differ in anything that binds: lists the differences.
     """
     path = workdir / "config.json"
     if path.exists():
         there, now = flat(json.loads(path.read_text())), flat(json.loads(config.to_json()))
         differing = [
-            f"  {key}: {there.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
-            for key in sorted(there.keys() | now.keys())
-            if key != "stage" and there.get(key) != now.get(key)
+            key for key in sorted(there.keys() | now.keys()) if key != "stage" and there.get(key) != now.get(key)
         ]
-        if differing:
+        if not differing:
+            return
+        pretraining, joint = (_has_checkpoint(workdir, stage) for stage in ("pretrain", "joint"))
+        if joint or (pretraining and not all(key.startswith(_OF_JOINT) for key in differing)):
             raise ValueError(
                 f"{workdir} belongs to a run with another configuration:\n"
-                + "\n".join(differing)
+                + "\n".join(f"  {k}: {there.get(k, 'absent')!r} there, {now.get(k, 'absent')!r} now" for k in differing)
                 + "\nTake another --workdir, or the configuration that is there."
             )
-    elif jax.process_index() == 0:
+        if jax.process_index() == 0 and not pretraining:
+            # They are of what was to be trained before.
+            for name in ("classes.json", "prior.npz"):
+                (workdir / name).unlink(missing_ok=True)
+    if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         save_config(config, workdir)
+
+
+def _has_checkpoint(workdir: Path, stage: str) -> bool:
+    # By the names alone, as the packages that read a run need no Orbax.
+    checkpoints = workdir / stage / "checkpoints"
+    return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
 
 
 def save_config(config: Config, folder: Path) -> None:

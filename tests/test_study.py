@@ -144,6 +144,7 @@ def test_what_a_study_refuses(tmp_path: Path) -> None:
         plan(tmp_path, fields={"joint.steps": 0})
     there = plan(tmp_path)["no_fusion/seed0"]
     claim(there.config, there.workdir)
+    (there.workdir / "joint" / "checkpoints" / "10").mkdir(parents=True)
     plan(tmp_path)
     with pytest.raises(ValueError, match=r"(?s)no_fusion/seed0 belongs to a run.*joint\.learning_rate: 0\.001 there"):
         plan(tmp_path, fields={"joint.learning_rate": 0.1})
@@ -152,6 +153,7 @@ def test_what_a_study_refuses(tmp_path: Path) -> None:
 def test_a_pretraining_of_another_study_is_taken_if_it_is_the_same(tmp_path: Path) -> None:
     before = plan(tmp_path)["pretrain/full/seed0"]
     claim(before.config, before.workdir)
+    (before.workdir / "pretrain" / "checkpoints" / "10").mkdir(parents=True)
     after = plan(tmp_path, rows=["full"], fields={"joint.steps": 9, "loss.rarity": 0.3})["pretrain/full/seed0"]
     assert after.config.to_json() == before.config.to_json()
     with pytest.raises(ValueError, match=r"pretrain\.batch_size: 16 there, 4 now"):

@@ -1,0 +1,55 @@
+"""config.json, by which a run knows itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colorjax.config import claim, flat, load_config
+from configs import quickstart
+
+
+def changed(**fields: Any) -> Any:
+    config = quickstart.get_config().unlock()
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config.lock()
+
+
+def there(workdir: Path) -> dict[str, object]:
+    return flat(json.loads((workdir / "config.json").read_text()))
+
+
+def saved(workdir: Path, stage: str, name: str = "3") -> None:
+    (workdir / stage / "checkpoints" / name).mkdir(parents=True)
+
+
+def test_what_ended_before_a_checkpoint_binds_nothing(tmp_path: Path) -> None:
+    claim(changed(model__width=0.3), tmp_path)
+    (tmp_path / "classes.json").write_text("[]")
+    (tmp_path / "prior.npz").write_bytes(b"")
+    saved(tmp_path, "pretrain", "3.orbax-checkpoint-tmp")  # killed while it saved
+    claim(changed(model__width=0.3), tmp_path)
+    assert (tmp_path / "prior.npz").exists()
+    claim(changed(model__width=0.5), tmp_path)
+    assert there(tmp_path)["model.width"] == 0.5
+    assert not (tmp_path / "classes.json").exists()
+    assert not (tmp_path / "prior.npz").exists()
+
+
+def test_the_joint_stage_may_change_until_it_has_saved(tmp_path: Path) -> None:
+    claim(changed(joint__schedule="cosin"), tmp_path)
+    saved(tmp_path, "pretrain")
+    (tmp_path / "prior.npz").write_bytes(b"")
+    fixed = changed(joint__schedule="cosine", loss__rarity=0.7, decode__temperature=0.2, stage="joint")
+    claim(fixed, tmp_path)
+    assert load_config(tmp_path).to_json() == fixed.to_json()
+    assert (tmp_path / "prior.npz").exists()
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=r"(?s)pretrain\.learning_rate: 0\.001 there, 0\.1 now.*--workdir"):
+        claim(changed(pretrain__learning_rate=0.1, joint__schedule="constant"), tmp_path)
+    saved(tmp_path, "joint")
+    claim(changed(joint__schedule="cosine", loss__rarity=0.7, decode__temperature=0.2, stage="both"), tmp_path)
+    with pytest.raises(ValueError, match=r"another configuration:\n  loss\.rarity: 0\.7 there, 0\.5 now\nTake"):
+        claim(changed(joint__schedule="cosine", loss__rarity=0.5, decode__temperature=0.2), tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
