@@ -45,6 +45,9 @@ CURES: dict[str, Row] = {
     "constant_rate": {"joint.schedule": "constant", "joint.warmup_steps": 0},
     "cosine": {"joint.schedule": "cosine", "joint.warmup_steps": 0},
     "warmup_cosine": {"joint.schedule": "cosine", "joint.warmup_steps": lambda c: c.joint.steps // 20},
+    # The paper gives no rate.
+    "rate_x3": {"joint.learning_rate": lambda c: 3 * c.joint.learning_rate},
+    "rate_third": {"joint.learning_rate": lambda c: c.joint.learning_rate / 3},
     "adamw": {"joint.optimizer": "adamw", "joint.weight_decay": 0.01},
     # Of the last hundred steps; a short training has few to average.
     "ema": {"joint.ema": 0.99},
