@@ -1,0 +1,11 @@
+"""configs/vivid.py's recipe at 64 pixels and a quarter of the width, after configs/food64.py's pretraining."""
+
+from typing import Any
+
+from configs import ablations, food64
+from configs.vivid import vivid
+
+
+def get_config(row: str = "full") -> Any:
+    """The configuration, with the overrides of one ablation row applied."""
+    return ablations.apply(vivid(food64.get_config()), row)
