@@ -1,5 +1,6 @@
 """The statistics of a study, on photos and seeds that are made up, against scipy and plain loops."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import pytest
 import scipy.stats
 
 from colorjax import report
-from colorjax.study import Run
-from colorjax.study.comparison import METRICS, paired_difference, summarize
+from colorjax.study import Run, results
+from colorjax.study.comparison import METRICS, paired_difference, seed_spread, summarize
 from configs import paper
 
 
@@ -123,6 +124,26 @@ def test_rows_are_summed_up_over_photos_and_seeds(tmp_path: Path) -> None:
     # It has cross-entropies, but of other targets.
     assert "color_ce" in zhang.mean
     assert zhang.difference.keys() == {*METRICS} - {"color_ce", "color_loss"}
+
+
+def test_what_seeds_alone_make_is_not_set_off(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    same = photos(rng, n=40)
+    shift = {("full", 0): 0.0, ("full", 1): 0.6, ("no_fusion", 0): 0.9, ("no_fusion", 1): 0.7, ("no_rarity", 0): 2.0}
+    runs = []
+    for (row, seed), by in shift.items():
+        runs.append(run(tmp_path, row, seed, same + by + rng.normal(0, 0.01, same.shape)))
+        (runs[-1].evaluation / "metrics.json").write_text(json.dumps({"rows": {"model": {}}, "photos": 40}))
+    summaries = results.write(tmp_path, runs)
+    means = {key: (same + by).mean(axis=0)[0] for key, by in shift.items()}
+    variances = [np.var([means[row, seed] for seed in (0, 1)], ddof=1) for row in ("full", "no_fusion")]
+    assert seed_spread(summaries)["psnr"] == pytest.approx(np.sqrt(np.mean(variances)), rel=0.05)
+    # The interval of either is without 0.
+    assert all(summary.difference["psnr"][1] > 0 for summary in summaries if summary.row != "full")
+    said = (tmp_path / "report.md").read_text()
+    bold = {line.split("|")[1].strip() for line in said.splitlines() if "**" in line}
+    assert bold == {"no_rarity"}
+    assert "another seed" in said
 
 
 def test_files_that_do_not_compare_are_named(tmp_path: Path) -> None:

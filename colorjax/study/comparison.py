@@ -1,6 +1,7 @@
 """What the rows of a study came to: means over photos, their spread over seeds, and differences to `full`."""
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,20 @@ def summarize(runs: Sequence[Run]) -> list[Summary]:
             )
         )
     return summaries
+
+
+def seed_spread(summaries: Sequence[Summary]) -> dict[str, float]:
+    """Metric -> the standard deviation that another seed alone makes, pooled over the rows with several seeds."""
+    pooled = {}
+    for name in METRICS:
+        squares = [
+            (sum(status == "done" for status in summary.status.values()) - 1, summary.spread[name] ** 2)
+            for summary in summaries
+            if name in summary.spread
+        ]
+        if squares:
+            pooled[name] = math.sqrt(sum(n * square for n, square in squares) / sum(n for n, _ in squares))
+    return pooled
 
 
 def paired_difference(row: Photos, baseline: Photos) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from colorjax.config import flat
 from colorjax.evaluate import COLUMNS
 from colorjax.study import Run, figure
 from colorjax.study.charts import Line, chart
-from colorjax.study.comparison import BASELINE, METRICS, Summary, summarize
+from colorjax.study.comparison import BASELINE, METRICS, Summary, seed_spread, summarize
 
 _BETTER = {
     "psnr": "↑",
@@ -122,14 +122,19 @@ def _means(summaries: Sequence[Summary], runs: Sequence[Run]) -> _Table:
             spread = f" ± {summary.spread[name]:.2g}" if name in summary.spread else ""
             cells.append(f"{summary.mean[name]:.4g}{spread}" if name in summary.mean else _NONE)
         rows.append([summary.row, str(seeds), *cells])
+    chance = seed_spread(summaries)
+    if chance:
+        rows.append(
+            ["another seed", "", *(f"± {chance[name]:.2g}" if name in chance else _NONE for name in metrics)],
+        )
     record, photos = _answers(runs)
     for answer, values in record.items():
         rows.append([answer, "", *(f"{values[name]:.4g}" if name in values else _NONE for name in metrics)])
     return _Table(
         "What each row comes to",
         f"Means over the {photos:,} test photographs and over the seeds, ± the standard deviation of the seeds' means. "
-        "Arrows point to the better; colourfulness is best near that of the truth. The last lines are answers that "
-        "need no network.",
+        "Arrows point to the better; colourfulness is best near that of the truth. `another seed` is that standard "
+        "deviation pooled over the rows with several seeds. The last lines are answers that need no network.",
         ["row", "seeds", *(f"{COLUMNS[name]} {_BETTER.get(name, '')}".strip() for name in metrics)],
         rows if metrics else [],
     )
@@ -147,6 +152,7 @@ def _answers(runs: Iterable[Run]) -> tuple[dict[str, dict[str, float]], int]:
 def _differences(summaries: Sequence[Summary]) -> _Table:
     compared = [summary for summary in summaries if summary.difference]
     metrics = [name for name in METRICS if any(name in summary.difference for summary in compared)]
+    chance = seed_spread(summaries)
     rows, notable = [], set()
     for i, summary in enumerate(compared):
         cells = []
@@ -156,7 +162,8 @@ def _differences(summaries: Sequence[Summary]) -> _Table:
                 continue
             mean, low, high = summary.difference[name]
             cells.append(_with_interval(mean, low, high))
-            if low > 0 or high < 0:
+            of_seeds = 2 * math.sqrt(2 / len(summary.paired)) * chance.get(name, 0.0)
+            if (low > 0 or high < 0) and abs(mean) > of_seeds:
                 notable.add((i, j + 2))
         rows.append([summary.row, ", ".join(map(str, summary.paired)), *cells])
     return _Table(
@@ -165,8 +172,9 @@ def _differences(summaries: Sequence[Summary]) -> _Table:
         f"each run with {BASELINE}'s of the same seed; {bootstrap.RESAMPLES:,} resamples draw photographs with "
         "replacement, the same for all seeds, and where there are several seeds draw seeds too; the interval is "
         "between the percentiles of the resampled means. One seed says nothing of how much training varies, and two or "
-        "three say little: their intervals are too narrow. Set off are the intervals without 0, of which one in twenty "
-        "would be there if no row changed anything. A cross-entropy of another output size is left out.",
+        "three say little: their intervals are too narrow. Set off are the intervals without 0, if the difference is "
+        "also more than two of the standard deviations that two such runs differ by because of their seeds (where the "
+        "study has rows with several seeds). A cross-entropy of another output size is left out.",
         ["row", "seeds", *(f"{COLUMNS[name]} {_BETTER.get(name, '')}".strip() for name in metrics)],
         rows,
         frozenset(notable),
