@@ -85,6 +85,7 @@ def _stage() -> Any:
     s.schedule = "constant"  # constant | cosine, down to 0 at the last step
     s.weight_decay = 0.0  # adamw only
     s.clip_norm = 0.0  # of the gradient, over all parameters; 0 is no clipping
+    # At a constant rate BatchNorm's averaged statistics do not fit the averaged weights: docs/ablations.md, `ema`.
     s.ema = 0.0  # decay of the moving average of the weights that is evaluated and saved; 0 is no average
     s.accumulate = 1  # microbatches a step: the batch size stays, the memory shrinks
     s.log_every = 100  # steps
