@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from colorjax.config import claim, flat, load_config
-from configs import quickstart
+from configs import food64, paper, quickstart, vivid, vivid64
 
 
 def changed(**fields: Any) -> Any:
@@ -53,3 +53,18 @@ def test_the_joint_stage_may_change_until_it_has_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"another configuration:\n  loss\.rarity: 0\.7 there, 0\.5 now\nTake"):
         claim(changed(joint__schedule="cosine", loss__rarity=0.5, decode__temperature=0.2), tmp_path)
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_vivid_is_the_same_recipe_at_both_sizes() -> None:
+    def chosen(config: Any, base: Any) -> dict[str, object]:
+        fields, before = (flat(json.loads(c.to_json())) for c in (config, base))
+        return {k: v for k, v in fields.items() if k.startswith(("augment.", "loss.", "decode.", "joint."))} | {
+            k: v for k, v in fields.items() if v != before[k]
+        }
+
+    full, small = chosen(vivid.get_config(), paper.get_config()), chosen(vivid64.get_config(), food64.get_config())
+    assert {k: v for k, v in full.items() if k != "joint.log_every"} == {
+        k: v for k, v in small.items() if k != "joint.log_every"
+    }
+    assert vivid.get_config().joint.steps * vivid.get_config().joint.batch_size == 10 * 16_000
+    assert vivid64.get_config("no_rarity").loss.rarity == 1
