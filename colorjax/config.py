@@ -16,37 +16,45 @@ _OF_JOINT = ("joint.", "loss.", "decode.")
 
 
 def claim(config: Config, workdir: Path) -> None:
-    """Writes the configuration into the workdir, or compares it with the one that is there.
+    """Writes the configuration into the workdir, unless another one binds there.
 
     A field binds from the first checkpoint on that depends on it. So what ended before it had saved anything, as a
     misspelt field does, can be started again with another configuration; and after pretraining the sections `joint`,
     `loss` and `decode` may still change.
 
     Raises:
-        ValueError: if they differ in anything that binds: lists the differences.
+        ValueError: if it differs from the one that is there in anything that binds: lists the differences.
+    """
+    differing = differences(config, workdir)
+    if jax.process_index() != 0 or ((workdir / "config.json").exists() and not differing):
+        return
+    if any(key.startswith("data.") for key in differing):
+        # They are of the photographs that were to be trained on before.
+        for name in ("classes.json", "prior.npz"):
+            (workdir / name).unlink(missing_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_config(config, workdir)
+
+
+def differences(config: Config, workdir: Path) -> list[str]:
+    """The fields in which a configuration differs from the workdir's, if it has one, but for `stage`.
+
+    Raises:
+        ValueError: if one of them binds, as in `claim`.
     """
     path = workdir / "config.json"
-    if path.exists():
-        there, now = flat(json.loads(path.read_text())), flat(json.loads(config.to_json()))
-        differing = [
-            key for key in sorted(there.keys() | now.keys()) if key != "stage" and there.get(key) != now.get(key)
-        ]
-        if not differing:
-            return
-        pretraining, joint = (_has_checkpoint(workdir, stage) for stage in ("pretrain", "joint"))
-        if joint or (pretraining and not all(key.startswith(_OF_JOINT) for key in differing)):
-            raise ValueError(
-                f"{workdir} belongs to a run with another configuration:\n"
-                + "\n".join(f"  {k}: {there.get(k, 'absent')!r} there, {now.get(k, 'absent')!r} now" for k in differing)
-                + "\nTake another --workdir, or the configuration that is there."
-            )
-        if jax.process_index() == 0 and not pretraining:
-            # They are of what was to be trained before.
-            for name in ("classes.json", "prior.npz"):
-                (workdir / name).unlink(missing_ok=True)
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        save_config(config, workdir)
+    if not path.exists():
+        return []
+    there, now = flat(json.loads(path.read_text())), flat(json.loads(config.to_json()))
+    differing = [key for key in sorted(there.keys() | now.keys()) if key != "stage" and there.get(key) != now.get(key)]
+    pretraining, joint = (_has_checkpoint(workdir, stage) for stage in ("pretrain", "joint"))
+    if differing and (joint or (pretraining and not all(key.startswith(_OF_JOINT) for key in differing))):
+        raise ValueError(
+            f"{workdir} belongs to a run with another configuration:\n"
+            + "\n".join(f"  {k}: {there.get(k, 'absent')!r} there, {now.get(k, 'absent')!r} now" for k in differing)
+            + "\nTake another --workdir, or the configuration that is there."
+        )
+    return differing
 
 
 def _has_checkpoint(workdir: Path, stage: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from colorjax.config import claim, flat, load_config
+from colorjax.config import claim, differences, flat, load_config
 from configs import food64, paper, quickstart, vivid, vivid64
 
 
@@ -29,10 +29,13 @@ def test_what_ended_before_a_checkpoint_binds_nothing(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text("[]")
     (tmp_path / "prior.npz").write_bytes(b"")
     saved(tmp_path, "pretrain", "3.orbax-checkpoint-tmp")  # killed while it saved
-    claim(changed(model__width=0.3), tmp_path)
-    assert (tmp_path / "prior.npz").exists()
+    assert differences(changed(model__width=0.5), tmp_path) == ["model.width"]
+    assert there(tmp_path)["model.width"] == 0.3
     claim(changed(model__width=0.5), tmp_path)
     assert there(tmp_path)["model.width"] == 0.5
+    assert (tmp_path / "prior.npz").exists()
+    # Other photographs have other classes and colours.
+    claim(changed(model__width=0.5, data__train_fraction=0.5), tmp_path)
     assert not (tmp_path / "classes.json").exists()
     assert not (tmp_path / "prior.npz").exists()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from colorjax import checkpointing
-from colorjax.config import Config, claim, flat, load_config
+from colorjax.config import Config, claim, differences, flat, load_config
 from configs import ablations
 
 # What pretraining does not depend on. All else it does, a field that is yet to be invented included: what is trained
@@ -160,8 +160,7 @@ def plan(base: Config, *, rows: Sequence[str], seeds: Iterable[int], directory: 
             run = _joint(row, seed, configs, base, directory)
             for each in (run.pretraining, run):
                 if each and each.workdir not in made:
-                    if (each.workdir / "config.json").exists():
-                        claim(each.config, each.workdir)  # compares the two
+                    differences(each.config, each.workdir)  # refuses what binds; a plan writes nothing
                     made[each.workdir] = each
     return list(made.values())
 
