@@ -144,6 +144,9 @@ def test_what_a_study_refuses(tmp_path: Path) -> None:
         plan(tmp_path, fields={"joint.steps": 0})
     there = plan(tmp_path)["no_fusion/seed0"]
     claim(there.config, there.workdir)
+    before = (there.workdir / "config.json").read_bytes()
+    plan(tmp_path, fields={"joint.learning_rate": 0.1})
+    assert (there.workdir / "config.json").read_bytes() == before
     (there.workdir / "joint" / "checkpoints" / "10").mkdir(parents=True)
     plan(tmp_path)
     with pytest.raises(ValueError, match=r"(?s)no_fusion/seed0 belongs to a run.*joint\.learning_rate: 0\.001 there"):
