@@ -87,8 +87,11 @@ class Done(Run):
         return "done" if (self.evaluation / "per_photo.csv").exists() else "pending"
 
 
-def run(tmp_path: Path, row: str, seed: int, values: np.ndarray | None, **model: Any) -> Run:
+def run(
+    tmp_path: Path, row: str, seed: int, values: np.ndarray | None, *, temperature: float = 0.38, **model: Any
+) -> Run:
     config = paper.get_config().unlock()
+    config.seed, config.decode.temperature = seed, temperature
     config.model.update(**model)
     made = Done(row, seed, "joint", config.lock(), tmp_path / row / f"seed{seed}")
     if values is not None:
@@ -130,9 +133,14 @@ def test_what_seeds_alone_make_is_not_set_off(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     same = photos(rng, n=40)
     shift = {("full", 0): 0.0, ("full", 1): 0.6, ("no_fusion", 0): 0.9, ("no_fusion", 1): 0.7, ("no_rarity", 0): 2.0}
+    shift["temperature_100", 0] = 0.1  # full's training, so that no seed has a share in its difference
+    model = {"no_fusion": {"fusion": False}, "no_rarity": {"width": 0.5}}
     runs = []
     for (row, seed), by in shift.items():
-        runs.append(run(tmp_path, row, seed, same + by + rng.normal(0, 0.01, same.shape)))
+        values = same + by + rng.normal(0, 0.01, same.shape)
+        runs.append(
+            run(tmp_path, row, seed, values, temperature=1.0 if "temp" in row else 0.38, **model.get(row, {})),
+        )
         (runs[-1].evaluation / "metrics.json").write_text(json.dumps({"rows": {"model": {}}, "photos": 40}))
     summaries = results.write(tmp_path, runs)
     means = {key: (same + by).mean(axis=0)[0] for key, by in shift.items()}
@@ -142,7 +150,7 @@ def test_what_seeds_alone_make_is_not_set_off(tmp_path: Path) -> None:
     assert all(summary.difference["psnr"][1] > 0 for summary in summaries if summary.row != "full")
     said = (tmp_path / "report.md").read_text()
     bold = {line.split("|")[1].strip() for line in said.splitlines() if "**" in line}
-    assert bold == {"no_rarity"}
+    assert bold == {"no_rarity", "temperature_100"}
     assert "another seed" in said
 
 

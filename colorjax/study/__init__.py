@@ -31,7 +31,6 @@ _NOT_PRETRAINING = (
     "decode.",
     "joint.",
 )
-_NOT_DECODING = ("decode.",)
 _FAILURE = "failure.txt"
 _SPLIT = "test"
 
@@ -77,6 +76,10 @@ class Run:
     def evaluation(self) -> Path:
         """Where its evaluation is."""
         return self.workdir / "evaluation" / _SPLIT
+
+    def decodes(self, other: "Run") -> bool:
+        """Whether it is the training of the other run, and at most decoded otherwise."""
+        return _chosen(self.config, _shapes_training) == _chosen(other.config, _shapes_training)
 
     def step(self) -> int:
         """The step of its newest checkpoint."""
@@ -181,7 +184,7 @@ def _joint(row: str, seed: int, configs: dict[str, Config], base: Config, direct
         return Run(row, seed, "joint", config.lock(), directory / row / f"seed{seed}", pretraining)
 
     run = make(row)
-    same = _first_alike(row, configs, lambda field: not field.startswith(_NOT_DECODING))
+    same = _first_alike(row, configs, _shapes_training)
     if same == row:
         return run
     return Run(**{**vars(run), "same_training": make(same)})
@@ -202,6 +205,10 @@ def _pretraining(row: str, seed: int, configs: dict[str, Config], directory: Pat
 
 def _shapes_pretraining(field: str) -> bool:
     return not field.startswith(_NOT_PRETRAINING)
+
+
+def _shapes_training(field: str) -> bool:
+    return not field.startswith("decode.")
 
 
 def _first_alike(row: str, configs: dict[str, Config], counts: Callable[[str], bool]) -> str:

@@ -30,6 +30,7 @@ class Summary:
         spread: metric -> the standard deviation of the seeds' means; none of a single seed.
         difference: metric -> mean, low and high end of the 95 % interval of row − baseline.
         paired: the seeds that the differences are of.
+        same_training: whether its runs are the baseline's, decoded otherwise, so that seeds make no difference.
     """
 
     row: str
@@ -38,6 +39,7 @@ class Summary:
     spread: dict[str, float] = field(default_factory=dict)
     difference: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     paired: tuple[int, ...] = ()
+    same_training: bool = False
 
 
 def summarize(runs: Sequence[Run]) -> list[Summary]:
@@ -62,6 +64,7 @@ def summarize(runs: Sequence[Run]) -> list[Summary]:
         index = there
         photos[run.row][run.seed] = values
     stride = {run.row: run.config.model.output_stride for run in joint}
+    full = {run.seed: run for run in done if run.row == BASELINE}
     summaries = []
     for row in rows:
         mine, baseline = photos[row], photos.get(BASELINE, {})
@@ -73,6 +76,7 @@ def summarize(runs: Sequence[Run]) -> list[Summary]:
                 {run.seed: run.status() for run in joint if run.row == row},
                 **_over_seeds(mine),
                 **_difference(mine, {} if row == BASELINE else baseline, without_entropies=differing),
+                same_training=all(run.decodes(full[run.seed]) for run in done if run.row == row and run.seed in full),
             )
         )
     return summaries

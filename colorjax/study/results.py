@@ -155,6 +155,7 @@ def _differences(summaries: Sequence[Summary]) -> _Table:
     chance = seed_spread(summaries)
     rows, notable = [], set()
     for i, summary in enumerate(compared):
+        by_seeds = {} if summary.same_training else chance
         cells = []
         for j, name in enumerate(metrics):
             if name not in summary.difference:
@@ -162,8 +163,8 @@ def _differences(summaries: Sequence[Summary]) -> _Table:
                 continue
             mean, low, high = summary.difference[name]
             cells.append(_with_interval(mean, low, high))
-            of_seeds = 2 * math.sqrt(2 / len(summary.paired)) * chance.get(name, 0.0)
-            if (low > 0 or high < 0) and abs(mean) > of_seeds:
+            least = 2 * math.sqrt(2 / len(summary.paired)) * by_seeds.get(name, 0.0)
+            if (low > 0 or high < 0) and abs(mean) > least:
                 notable.add((i, j + 2))
         rows.append([summary.row, ", ".join(map(str, summary.paired)), *cells])
     return _Table(
@@ -174,7 +175,8 @@ def _differences(summaries: Sequence[Summary]) -> _Table:
         "between the percentiles of the resampled means. One seed says nothing of how much training varies, and two or "
         "three say little: their intervals are too narrow. Set off are the intervals without 0, if the difference is "
         "also more than two of the standard deviations that two such runs differ by because of their seeds (where the "
-        "study has rows with several seeds). A cross-entropy of another output size is left out.",
+        "study has rows with several seeds, and the row is not the baseline's training decoded otherwise). A "
+        "cross-entropy of another output size is left out.",
         ["row", "seeds", *(f"{COLUMNS[name]} {_BETTER.get(name, '')}".strip() for name in metrics)],
         rows,
         frozenset(notable),
