@@ -13,6 +13,9 @@ Config = Any
 
 # The sections that pretraining does not read.
 _OF_JOINT = ("joint.", "loss.", "decode.")
+# Where the photographs lie, and of a stage how often it reports: nothing of what is trained.
+_PLACES = ("data.dir", "data.download")
+_REPORTING = ("log_every", "eval_every", "eval_photos", "save_every")
 
 
 def claim(config: Config, workdir: Path) -> None:
@@ -20,7 +23,8 @@ def claim(config: Config, workdir: Path) -> None:
 
     A field binds from the first checkpoint on that depends on it. So what ended before it had saved anything, as a
     misspelt field does, can be started again with another configuration; and after pretraining the sections `joint`,
-    `loss` and `decode` may still change.
+    `loss` and `decode` may still change. Where the photographs lie and how often a stage reports never binds; nor do
+    the steps of a stage at a constant rate, as long as nothing was trained on what they ended with.
 
     Raises:
         ValueError: if it differs from the one that is there in anything that binds: lists the differences.
@@ -28,7 +32,7 @@ def claim(config: Config, workdir: Path) -> None:
     differing = differences(config, workdir)
     if jax.process_index() != 0 or ((workdir / "config.json").exists() and not differing):
         return
-    if any(key.startswith("data.") for key in differing):
+    if any(key.startswith("data.") for key in differing) and not any(_last_steps(workdir).values()):
         # They are of the photographs that were to be trained on before.
         for name in ("classes.json", "prior.npz"):
             (workdir / name).unlink(missing_ok=True)
@@ -40,27 +44,42 @@ def differences(config: Config, workdir: Path) -> list[str]:
     """The fields in which a configuration differs from the workdir's, if it has one, but for `stage`.
 
     Raises:
-        ValueError: if one of them binds, as in `claim`.
+        ValueError: if one of them binds (`claim`): lists those.
     """
     path = workdir / "config.json"
     if not path.exists():
         return []
     there, now = flat(json.loads(path.read_text())), flat(json.loads(config.to_json()))
     differing = [key for key in sorted(there.keys() | now.keys()) if key != "stage" and there.get(key) != now.get(key)]
-    pretraining, joint = (_has_checkpoint(workdir, stage) for stage in ("pretrain", "joint"))
-    if differing and (joint or (pretraining and not all(key.startswith(_OF_JOINT) for key in differing))):
+    last = _last_steps(workdir)
+    binding = [key for key in differing if _binds(key, there, now, last)]
+    if binding:
         raise ValueError(
             f"{workdir} belongs to a run with another configuration:\n"
-            + "\n".join(f"  {k}: {there.get(k, 'absent')!r} there, {now.get(k, 'absent')!r} now" for k in differing)
+            + "\n".join(f"  {k}: {there.get(k, 'absent')!r} there, {now.get(k, 'absent')!r} now" for k in binding)
             + "\nTake another --workdir, or the configuration that is there."
         )
     return differing
 
 
-def _has_checkpoint(workdir: Path, stage: str) -> bool:
+def _binds(key: str, there: dict[str, Any], now: dict[str, Any], last: dict[str, int]) -> bool:
+    stage, _, field = key.partition(".")
+    if key in _PLACES or field in _REPORTING:
+        return False
+    if field == "steps" and {c.get(f"{stage}.schedule") for c in (there, now)} == {"constant"}:
+        return now[key] < last[stage] or (stage == "pretrain" and last["joint"] > 0)
+    return last["joint"] > 0 or (last["pretrain"] > 0 and not key.startswith(_OF_JOINT))
+
+
+def _last_steps(workdir: Path) -> dict[str, int]:
+    """Stage -> the step of its newest checkpoint, 0 without one."""
     # By the names alone, as the packages that read a run need no Orbax.
-    checkpoints = workdir / stage / "checkpoints"
-    return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+    return {
+        stage: max(
+            (int(path.name) for path in (workdir / stage / "checkpoints").glob("*") if path.name.isdigit()), default=0
+        )
+        for stage in ("pretrain", "joint")
+    }
 
 
 def save_config(config: Config, folder: Path) -> None:

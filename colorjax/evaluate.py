@@ -94,6 +94,7 @@ def evaluate(
     workdir: str | Path,
     *,
     split: str = "test",
+    data_dir: str | None = None,
     temperature: float | Sequence[float] | None = None,
     frechet: bool = False,
     lpips_weights: str | Path | None = None,
@@ -108,6 +109,7 @@ def evaluate(
     Args:
         workdir: of `training.train`.
         split: train, validation or test.
+        data_dir: where the photographs lie now; None is the run's own data.dir.
         temperature: of the annealed mean; None is the run's own. Several are a sweep: the rows are those of the run's
             own temperature, and the record also says at which one predicted and true colourfulness agree.
         frechet: whether to take the Fréchet distance of EfficientNet-Lite0 features between predicted and true photos.
@@ -125,6 +127,9 @@ def evaluate(
     """
     workdir = Path(workdir).absolute()
     config = load_config(workdir)
+    if data_dir is not None:
+        with config.unlocked():
+            config.data.dir = data_dir
     stage = "joint" if checkpointing.exists(workdir / "joint" / "checkpoints") else "pretrain"
     own, sweep = _temperatures(config, stage, temperature)
     judges = _judges(stage, frechet=frechet, lpips_weights=lpips_weights, inception_weights=inception_weights)
@@ -395,6 +400,7 @@ def _main(argv: list[str]) -> None:
     evaluate(
         values.workdir,
         split=values.split,
+        data_dir=values.data_dir,
         temperature=temperature or None,
         frechet=values.frechet,
         lpips_weights=values.lpips_weights,
@@ -405,6 +411,7 @@ def _main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "The --workdir of train.py.", required=True)
     flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which photos.")
+    flags.DEFINE_string("data_dir", None, "Where the photographs lie now, if not in the run's own config.data.dir.")
     flags.DEFINE_list(
         "temperature", [], "Of the annealed mean, instead of the run's own; several, as 0.1,0.2,0.4, are a sweep."
     )

@@ -58,6 +58,52 @@ def test_the_joint_stage_may_change_until_it_has_saved(tmp_path: Path) -> None:
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_what_has_no_share_in_the_training_never_binds(tmp_path: Path) -> None:
+    claim(changed(joint__schedule="constant", joint__steps=20), tmp_path)
+    for stage in ("pretrain", "joint"):
+        saved(tmp_path, stage, "4")
+        saved(tmp_path, stage, "12")
+    for name in ("classes.json", "prior.npz"):
+        (tmp_path / name).write_bytes(b"")
+    elsewhere = changed(
+        joint__schedule="constant",
+        joint__steps=30,
+        joint__log_every=7,
+        pretrain__save_every=9,
+        data__dir="/elsewhere",
+    )
+    claim(elsewhere, tmp_path)
+    assert load_config(tmp_path).to_json() == elsewhere.to_json()
+    # The photographs are the same ones, in another place.
+    assert (tmp_path / "classes.json").exists()
+    assert (tmp_path / "prior.npz").exists()
+    # What binds is listed alone.
+    with pytest.raises(ValueError, match=r"configuration:\n  joint\.batch_size: \d+ there, 3 now\nTake"):
+        claim(changed(joint__schedule="constant", joint__steps=30, joint__batch_size=3), tmp_path)
+
+
+def test_steps_may_grow_at_a_constant_rate_alone(tmp_path: Path) -> None:
+    constant = {"pretrain__schedule": "constant", "joint__schedule": "constant", "pretrain__steps": 12}
+    claim(changed(**constant, joint__steps=20), tmp_path)
+    saved(tmp_path, "pretrain", "12")
+    claim(changed(**(constant | {"pretrain__steps": 24}), joint__steps=20), tmp_path)
+    claim(changed(**constant, joint__steps=20), tmp_path)
+    with pytest.raises(ValueError, match=r"pretrain\.steps: 12 there, 11 now"):
+        claim(changed(**(constant | {"pretrain__steps": 11}), joint__steps=20), tmp_path)
+    saved(tmp_path, "joint", "8")
+    claim(changed(**constant, joint__steps=40), tmp_path)
+    # The joint stage started from step 12.
+    with pytest.raises(ValueError, match=r"pretrain\.steps: 12 there, 24 now"):
+        claim(changed(**(constant | {"pretrain__steps": 24}), joint__steps=40), tmp_path)
+    falling = tmp_path / "falling"
+    claim(changed(joint__schedule="cosine", joint__steps=20), falling)
+    saved(falling, "joint", "8")
+    with pytest.raises(ValueError, match=r"joint\.steps: 20 there, 40 now"):
+        claim(changed(joint__schedule="cosine", joint__steps=40), falling)
+    with pytest.raises(ValueError, match=r"joint\.schedule: 'cosine' there, 'constant' now"):
+        claim(changed(joint__schedule="constant", joint__steps=40), falling)
+
+
 def test_vivid_is_the_same_recipe_at_both_sizes() -> None:
     def chosen(config: Any, base: Any) -> dict[str, object]:
         fields, before = (flat(json.loads(c.to_json())) for c in (config, base))

@@ -23,6 +23,7 @@ from PIL import Image
 
 from colorjax import answers, bootstrap, checkpointing, color, data, evaluate, state, steps, training
 from colorjax.config import load_config
+from colorjax.data.packed import write_pack
 from colorjax.judges import efficientnet, lpips
 from colorjax.models import Colorizer
 from colorjax.prior import Prior
@@ -59,10 +60,11 @@ def _quick_to_compile() -> Iterator[None]:
         yield
 
 
-def _copy(untrained: Path, to: Path, *, batch_size: int, **model: Any) -> Path:
+def _copy(untrained: Path, to: Path, *, batch_size: int, source: str = "sample", **model: Any) -> Path:
     shutil.copytree(untrained, to)
     config = json.loads((to / "config.json").read_text())
     config["joint"]["batch_size"] = batch_size
+    config["data"] |= {"source": source, "dir": "where/it/lay/once"}
     config["model"] |= model
     (to / "config.json").write_text(json.dumps(config))
     return to
@@ -323,15 +325,21 @@ def test_the_pages_show_the_photos_they_name(evaluated: Path, split: dict, said:
             assert np.abs(predicted - expected).mean() < 1
 
 
-def test_two_devices_and_another_batch_size_give_the_same_files(untrained: Path, tmp_path: Path) -> None:
-    one, two = _copy(untrained, tmp_path / "one", batch_size=5), _copy(untrained, tmp_path / "two", batch_size=7)
+def test_two_devices_another_batch_size_and_a_pack_that_was_moved_give_the_same_files(
+    untrained: Path, tmp_path: Path
+) -> None:
+    one = _copy(untrained, tmp_path / "one", batch_size=5)
+    two = _copy(untrained, tmp_path / "two", batch_size=7, source="packed")
     evaluate.evaluate(one)
+    sample = load_config(one).data
+    write_pack(data.open_source(sample), str(tmp_path / "pack"), splits=("test",), resolution=sample.resolution)
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(REPOSITORY),
     }
     command = [sys.executable, "-m", "colorjax.evaluate", f"--workdir={two}", "--temperature=0.38"]
+    command += [f"--data_dir={tmp_path / 'pack'}"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     assert "| mean colour |" in run.stderr

@@ -286,6 +286,12 @@ def test_a_checkpoint_saved_on_the_way_is_that_of_a_run_which_stops_there(
     assert step == before
     assert_equal(leaves({"params": params, "stats": stats}), newest(tmp_path / "stops", "pretrain")[1])
 
+    # And given more steps it goes on as if it had never stopped, however often it reports.
+    more = ("--config.stage=pretrain", "--config.pretrain.save_every=5", "--config.pretrain.eval_every=3")
+    launcher.train(tmp_path / "stops", *BOTH, *more).ends()
+    assert newest(tmp_path / "stops", "pretrain")[0] == STEPS["pretrain"]
+    assert_equal(newest(tmp_path / "stops", "pretrain")[1], newest(undisturbed[0], "pretrain")[1])
+
 
 def test_saving_is_not_overtaken_by_the_steps_that_follow(tmp_path: Path) -> None:
     # As above, but with so much to write that many steps pass meanwhile.
