@@ -30,7 +30,7 @@ def rows(settings: Settings) -> list[Row]:
     step is that of a small model, whose input is the more likely to be late.
     """
     accelerator = jax.default_backend() != "cpu" and not settings.quick
-    batch, steps = (32, 50) if accelerator else (4, 2) if settings.quick else (32, 20)
+    batch, steps = (32, 50) if accelerator else (4, 2) if settings.quick else (32, 10)
     own = config(batch=batch) if accelerator else small_config(batch=batch, size=32 if settings.quick else 64)
     step = JointStep.make(own)
     with tempfile.TemporaryDirectory(prefix="colorjax-input-") as directory:
@@ -48,7 +48,7 @@ def rows(settings: Settings) -> list[Row]:
             name: _to_devices(of, batch, step.mesh) for name, of in sources.items()
         }
         turns = {name: step.running(feed, steps=steps) for name, feed in feeds.items()}
-        seconds = measure.race(turns, repeats=max(3, settings.repeats // 3))
+        seconds = measure.race(turns, repeats=settings.repeats)
         cores = measure.environment()["cores"]
         found: list[Row] = [{"source": "one repeated batch", "ms a step": 1e3 * seconds["repeated"] / steps}]
         for name, of in sources.items():
