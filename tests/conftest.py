@@ -11,6 +11,11 @@ from colorjax.config import claim
 from configs import quickstart
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts with the file that takes longest, so that no worker waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_runs.py")
+
+
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a small colorizer of 32 pixels, as a run on the sample leaves it, with its initial parameters.
