@@ -63,7 +63,7 @@ class JointStep:
         classes = len(data.dataset_info(config.data).class_names)
         program = training.build_program(config, "joint", classes=classes)
         params, stats = training.init_model(config, "joint", classes=classes)
-        optimizer = state.make_optimizer(config.joint)
+        optimizer = state.make_optimizer(config, "joint")
         current = state.init_state(params, stats, optimizer, mesh)
         reference = steps.Reference(jnp.full(313, 1 / 313), jnp.ones(313))
         step: Any = steps.make_train_step(program, optimizer, config, "joint", reference=reference, mesh=mesh)

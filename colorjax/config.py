@@ -1,6 +1,7 @@
 """The configuration beside the checkpoints: config.json, by which a run knows itself."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,49 @@ _OF_JOINT = ("joint.", "loss.", "decode.")
 # Where the photographs lie, and of a stage how often it reports: nothing of what is trained.
 _PLACES = ("data.dir", "data.download")
 _REPORTING = ("log_every", "eval_every", "eval_photos", "save_every")
+
+_OF_STAGE = {
+    "learning_rate": (0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "clip_norm": (0, math.inf),
+    "accumulate": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "steps": (0, math.inf),
+    "log_every": (1, math.inf),
+    "eval_every": (1, math.inf),
+    "eval_photos": (0, math.inf),
+    "save_every": (1, math.inf),
+}
+# Field -> the least and the most of it, for the numbers that no module refuses before the first step.
+_RANGES = {
+    "seed": (0, 2**31 - 1),
+    "augment.rotation": (0, 180),
+    "augment.shift": (0, math.inf),
+    "loss.neighbors": (1, 313),
+    "loss.sigma": (1e-3, math.inf),
+    "loss.rarity": (0, 1),
+    "loss.class_weight": (0, math.inf),
+    "decode.temperature": (0, math.inf),
+    **{f"{stage}.{field}": ends for stage in ("pretrain", "joint") for field, ends in _OF_STAGE.items()},
+}
+
+
+def check(config: Config) -> None:
+    """Refuses numbers out of their range, before anything is trained with them.
+
+    Raises:
+        ValueError: names every such field, its value and its range.
+    """
+    values = flat(json.loads(config.to_json()))
+    wrong = [
+        f"{field} is {values[field]}; it must be "
+        + (f"{least} or more" if most == math.inf else f"between {least} and {most}")
+        for field, (least, most) in _RANGES.items()
+        if not least <= values[field] <= most or values[field] == math.inf
+    ]
+    if wrong:
+        raise ValueError("\n".join(wrong))
 
 
 def claim(config: Config, workdir: Path) -> None:
@@ -106,9 +150,9 @@ def load_config(folder: Path) -> Config:
         raise ValueError(f"{path} is damaged: it is no configuration in JSON ({error})") from error
 
 
-def flat(tree: dict, prefix: str = "") -> dict[str, object]:
+def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one, keyed by dotted names."""
-    fields: dict[str, object] = {}
+    fields: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         fields |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}

@@ -129,45 +129,47 @@ def local_rows(array: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
+def make_optimizer(config: Config, stage: str) -> optax.GradientTransformation:
     """The optimizer of a stage.
 
     Args:
-        config: the `pretrain` or `joint` section of the configuration.
+        config: see configs/paper.py.
+        stage: pretrain or joint.
 
     Raises:
         ValueError: for an unknown name, or a warm-up longer than the stage.
     """
-    if not 0 <= config.warmup_steps < max(config.steps, 1):
-        raise ValueError(f"warmup_steps is {config.warmup_steps}, of {config.steps} steps in all")
-    after = config.steps - config.warmup_steps
+    own = config[stage]
+    if not 0 <= own.warmup_steps < max(own.steps, 1):
+        raise ValueError(f"{stage}.warmup_steps is {own.warmup_steps}, of {own.steps} steps in all")
+    after = own.steps - own.warmup_steps
     schedules: dict[str, Callable[[], optax.Schedule]] = {
-        "constant": lambda: optax.constant_schedule(config.learning_rate),
-        "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, after),
+        "constant": lambda: optax.constant_schedule(own.learning_rate),
+        "cosine": lambda: optax.cosine_decay_schedule(own.learning_rate, after),
     }
     optimizers: dict[str, Callable[[Any], optax.GradientTransformation]] = {
         "adam": optax.adam,
         # Only kernels decay: a normalisation's scale and bias, and the attention's gate, do not.
         "adamw": lambda rate: optax.adamw(
             rate,
-            weight_decay=config.weight_decay,
+            weight_decay=own.weight_decay,
             mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
         ),
         "adadelta": optax.adadelta,
     }
     for field, known in (("schedule", schedules), ("optimizer", optimizers)):
-        if config[field] not in known:
-            raise ValueError(f"{field} is {config[field]!r}; it must be one of {', '.join(known)}")
+        if own[field] not in known:
+            raise ValueError(f"{stage}.{field} is {own[field]!r}; it must be one of {', '.join(known)}")
     schedule = optax.join_schedules(
         [
-            optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),
-            schedules[config.schedule](),
+            optax.linear_schedule(0.0, own.learning_rate, own.warmup_steps),
+            schedules[own.schedule](),
         ],
-        [config.warmup_steps],
+        [own.warmup_steps],
     )
-    optimizer = optimizers[config.optimizer](schedule)
-    if config.clip_norm:
-        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    optimizer = optimizers[own.optimizer](schedule)
+    if own.clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(own.clip_norm), optimizer)
     return optimizer
 
 

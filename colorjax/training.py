@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from colorjax import checkpointing, color, data, metrics, report, state, steps
-from colorjax.config import Config, claim
+from colorjax.config import Config, check, claim
 from colorjax.models import SHARED, Classifier, Colorizer
 from colorjax.prior import Prior, count
 from colorjax.progress import Progress
@@ -47,14 +47,19 @@ def train(config: Config, workdir: str | Path) -> None:
     workdir = Path(workdir).absolute()
     if config.stage not in ("both", *STAGES):
         raise ValueError(f"stage is {config.stage!r}; it must be both, pretrain or joint")
+    check(config)
+    stages = [stage for stage in STAGES if config.stage in ("both", stage) and config[stage].steps > 0]
+    for stage in stages:
+        # What cannot be built is refused now, and not after a pretraining of weeks.
+        state.make_optimizer(config, stage)
+        build_program(config, stage, classes=1)
     claim(config, workdir)
     _barrier("claim")
     mesh = state.make_mesh()
     with _termination() as terminated:
-        for stage in STAGES:
-            if config.stage in ("both", stage) and config[stage].steps > 0:
-                with closing(checkpointing.Checkpoints(workdir / stage / "checkpoints")) as checkpoints:
-                    _train_stage(config, stage, workdir, mesh, checkpoints, terminated)
+        for stage in stages:
+            with closing(checkpointing.Checkpoints(workdir / stage / "checkpoints")) as checkpoints:
+                _train_stage(config, stage, workdir, mesh, checkpoints, terminated)
 
 
 def build_program(config: Config, stage: str, *, classes: int) -> Program:
@@ -117,7 +122,7 @@ def _train_stage(
     if jax.process_index() == 0:
         save_class_names(workdir, tuple(info.class_names))
     reference = load_reference(config, workdir) if stage == "joint" else None
-    optimizer = state.make_optimizer(own)
+    optimizer = state.make_optimizer(config, stage)
     classes = len(info.class_names)
     program = build_program(config, stage, classes=classes)
     train_step = steps.make_train_step(program, optimizer, config, stage, reference=reference, mesh=mesh)

@@ -36,7 +36,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params, stats = training.init_model(config, "joint", classes=len(info.class_names))
     rng = np.random.default_rng(0)
     stats = jax.tree.map(lambda x: x * rng.uniform(0.8, 1.2, x.shape).astype(x.dtype), stats)
-    made = state.init_state(params, stats, state.make_optimizer(config.joint), state.make_mesh())
+    made = state.init_state(params, stats, state.make_optimizer(config, "joint"), state.make_mesh())
     checkpoints = checkpointing.Checkpoints(workdir / "joint" / "checkpoints")
     checkpoints.save(made)
     checkpoints.close()

@@ -1,13 +1,14 @@
 """config.json, by which a run knows itself."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from colorjax.config import claim, differences, flat, load_config
-from configs import food64, paper, quickstart, vivid, vivid64
+from colorjax.config import check, claim, differences, flat, load_config
+from configs import ablations, food64, paper, paper64, quickstart, vivid, vivid64
 
 
 def changed(**fields: Any) -> Any:
@@ -22,6 +23,36 @@ def there(workdir: Path) -> dict[str, object]:
 
 def saved(workdir: Path, stage: str, name: str = "3") -> None:
     (workdir / stage / "checkpoints" / name).mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("seed", -1, "seed is -1; it must be between 0 and 2147483647"),
+        ("joint.log_every", 0, "joint.log_every is 0; it must be 1 or more"),
+        ("pretrain.eval_every", 0, "pretrain.eval_every is 0; it must be 1 or more"),
+        ("joint.save_every", -1, "joint.save_every is -1; it must be 1 or more"),
+        ("joint.batch_size", 0, "joint.batch_size is 0; it must be 1 or more"),
+        ("pretrain.steps", -1, "pretrain.steps is -1; it must be 0 or more"),
+        ("joint.learning_rate", -1e-3, "joint.learning_rate is -0.001; it must be 0 or more"),
+        ("joint.learning_rate", float("inf"), "joint.learning_rate is inf; it must be 0 or more"),
+        ("joint.clip_norm", float("nan"), "joint.clip_norm is nan; it must be 0 or more"),
+        ("augment.rotation", -15.0, "augment.rotation is -15.0; it must be between 0 and 180"),
+        ("loss.neighbors", 314, "loss.neighbors is 314; it must be between 1 and 313"),
+        ("loss.sigma", 0.0, "loss.sigma is 0.0; it must be 0.001 or more"),
+        ("loss.rarity", 1.5, "loss.rarity is 1.5; it must be between 0 and 1"),
+        ("decode.temperature", -0.1, "decode.temperature is -0.1; it must be 0 or more"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named(field: str, value: float, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        check(changed(**{field: value}))
+
+
+@pytest.mark.parametrize("module", [quickstart, paper, food64, paper64, vivid, vivid64])
+def test_every_preset_is_within_all_ranges(module: Any) -> None:
+    for row in (*ablations.ROWS, *ablations.CURES):
+        check(ablations.apply(module.get_config(), row))
 
 
 def test_what_ended_before_a_checkpoint_binds_nothing(tmp_path: Path) -> None:

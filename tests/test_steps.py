@@ -30,7 +30,7 @@ def _config(row: str) -> Any:
 
 def _setup(config: Any) -> tuple[Any, state.TrainState, Any, Any]:
     mesh = state.make_mesh()
-    optimizer = state.make_optimizer(config.joint)
+    optimizer = state.make_optimizer(config, "joint")
     program = training.build_program(config, "joint", classes=8)
     params, stats = training.init_model(config, "joint", classes=8)
     reference = steps.Reference(jnp.full(313, 1 / 313), jnp.ones(313))
@@ -112,7 +112,7 @@ def test_the_papers_joint_step_takes_less_than_6_gb() -> None:
         lambda: Colorizer(config.model, classes=101, image_size=config.data.image_size, rngs=nnx.Rngs(0))
     )
     program, params, stats = state.Program.split(model)
-    optimizer, mesh = state.make_optimizer(config.joint), state.make_mesh()
+    optimizer, mesh = state.make_optimizer(config, "joint"), state.make_mesh()
     reference = steps.Reference(jnp.full(313, 1 / 313), jnp.ones(313))
     step = steps.make_train_step(program, optimizer, config, "joint", reference=reference, mesh=mesh)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32)
@@ -169,13 +169,13 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("optimizer", "sgd", "optimizer is 'sgd'"),
-        ("schedule", "step", "schedule is 'step'"),
-        ("warmup_steps", 9000, "warmup_steps is 9000, of 2000"),
+        ("optimizer", "sgd", "joint.optimizer is 'sgd'"),
+        ("schedule", "step", "joint.schedule is 'step'"),
+        ("warmup_steps", 9000, "joint.warmup_steps is 9000, of 2000"),
     ],
 )
 def test_optimizer_errors(field: str, value: Any, message: str) -> None:
     config = paper.get_config().unlock()
     config.joint[field] = value
     with pytest.raises(ValueError, match=message):
-        state.make_optimizer(config.joint)
+        state.make_optimizer(config, "joint")

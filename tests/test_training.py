@@ -1,6 +1,7 @@
-"""The loop keeps the devices busy: what it does while a step runs."""
+"""The start of a training, and the loop, which keeps the devices busy: what it does while a step runs."""
 
 import itertools
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,24 @@ def test_the_next_batch_is_read_and_sent_while_a_step_runs(tmp_path: Path, monke
     for step in range(1, STEPS):
         # The device has its next work before anybody waits for what it does.
         assert at["sent", step + 1] < at["started", step + 1] < at["ended", step]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("joint.schedule", "cosin", "joint.schedule is 'cosin'; it must be one of constant, cosine"),
+        ("model.head", "rgb", "model.head is 'rgb'"),
+        ("joint.log_every", 0, "joint.log_every is 0; it must be 1 or more"),
+    ],
+)
+def test_a_joint_stage_that_cannot_be_is_refused_before_the_pretraining(
+    tmp_path: Path, field: str, value: Any, said: str
+) -> None:
+    config = quickstart.get_config().unlock()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=re.escape(said)):
+        training.train(config.lock(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_compiled_programs_are_kept_where_they_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from colorjax import checkpointing
-from colorjax.config import Config, claim, differences, flat, load_config
+from colorjax.config import Config, check, claim, differences, flat, load_config
 from configs import ablations
 
 # What pretraining does not depend on. All else it does, a field that is yet to be invented included: what is trained
@@ -148,8 +148,8 @@ def plan(base: Config, *, rows: Sequence[str], seeds: Iterable[int], directory: 
         directory: the study's.
 
     Raises:
-        ValueError: a field of the base is the study's to set, a row has nothing to train, or the directory has runs of
-            another configuration.
+        ValueError: a field is out of its range or the study's to set, a row has nothing to train, or the directory has
+            runs of another configuration.
     """
     if base.joint.init_from:
         raise ValueError(
@@ -157,6 +157,8 @@ def plan(base: Config, *, rows: Sequence[str], seeds: Iterable[int], directory: 
             f"elsewhere copy its workdir to {directory}/pretrain/full/seed0"
         )
     configs = {row: ablations.apply(base, row) for row in (*ablations.ROWS, *ablations.CURES)}
+    for row in rows:
+        check(configs[row])
     made: dict[Path, Run] = {}
     for seed in seeds:
         for row in rows:

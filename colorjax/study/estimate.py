@@ -130,7 +130,7 @@ def _timed(run: Run) -> float:
     mesh = state.make_mesh()
     classes = len(data.dataset_info(config.data).class_names)
     program = training.build_program(config, stage, classes=classes)
-    optimizer = state.make_optimizer(own)
+    optimizer = state.make_optimizer(config, stage)
     reference = None
     if stage == "joint":
         # The time depends on no value; with the true ones the compiled program may be the run's own.
