@@ -1,4 +1,4 @@
-"""The configuration beside the checkpoints: config.json, by which a run knows itself."""
+"""The configuration: its ranges, and config.json beside the checkpoints, by which a run knows itself."""
 
 import json
 import math
@@ -20,7 +20,6 @@ _REPORTING = ("log_every", "eval_every", "eval_photos", "save_every")
 
 _OF_STAGE = {
     "learning_rate": (0, math.inf),
-    "warmup_steps": (0, math.inf),
     "weight_decay": (0, math.inf),
     "clip_norm": (0, math.inf),
     "accumulate": (1, math.inf),
@@ -31,7 +30,7 @@ _OF_STAGE = {
     "eval_photos": (0, math.inf),
     "save_every": (1, math.inf),
 }
-# Field -> the least and the most of it, for the numbers that no module refuses before the first step.
+# Field -> the least and the most of it, for the numbers that nothing else refuses before the first step.
 _RANGES = {
     "seed": (0, 2**31 - 1),
     "augment.rotation": (0, 180),
