@@ -13,7 +13,7 @@ from jax import lax
 
 from benchmarks import measure
 from benchmarks.measure import Row, Settings
-from colorjax.attention import dot_product_attention
+from colorjax.softmax_attention import dot_product_attention
 
 TITLE = "Output attention: milliseconds, and gigabytes over the inputs"
 

@@ -20,7 +20,7 @@ from benchmarks import attention, measure, patch_sum, relation, san_kernels, ste
 from benchmarks.joint import config as joint_config
 from benchmarks.measure import Row, Settings
 from colorjax import aggregation, evaluate, training
-from colorjax.attention import dot_product_attention
+from colorjax.softmax_attention import dot_product_attention
 
 TITLE = "What was found on this device"
 

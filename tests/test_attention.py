@@ -1,11 +1,9 @@
 """Both self-attentions against plain forms that hold everything."""
 
-import functools
 import itertools
 import subprocess
 import sys
 import textwrap
-import types
 from typing import Any
 
 import jax
@@ -14,14 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from colorjax import attention as attention_module
 from colorjax.attention import (
     PatchwiseAttentionBlock,
     PatchwiseSelfAttention,
     SelfAttention,
     SpectralLinear,
-    dot_product_attention,
-    flash_attention,
     unfold,
 )
 
@@ -36,130 +31,6 @@ def _batch_norm(features: int) -> nnx.Module:
 
 def _group_norm(features: int) -> nnx.Module:
     return nnx.GroupNorm(features, num_groups=1, rngs=nnx.Rngs(0))
-
-
-# dot_product_attention
-
-
-def _softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    return jax.nn.softmax(jnp.einsum("bnd,bmd->bnm", q, k), axis=-1) @ v
-
-
-def _qkv(length: int = 37, keys: int = 29) -> tuple[jax.Array, ...]:
-    # Scores of some ±20 make the softmax sharp enough for a wrong scale or maximum to show.
-    q, k, v = _normal(0, 2, length, 4), _normal(1, 2, keys, 4), _normal(2, 2, keys, 6)
-    return 3 * q, 2 * k, v, _normal(3, 2, length, 6)
-
-
-def _attend_both_ways(attend, q, k, v, cotangent) -> tuple[jax.Array, ...]:
-    out, pull = jax.jit(lambda *x: jax.vjp(attend, *x))(q, k, v)
-    return out, *pull(cotangent)
-
-
-@pytest.mark.parametrize("block_size", [1, 8, 37, 128])
-def test_attention_and_gradients_equal_plain_softmax(block_size):
-    arrays = _qkv()
-    ours = _attend_both_ways(lambda *x: dot_product_attention(*x, block_size=block_size), *arrays)
-    for found, expected in zip(ours, _attend_both_ways(_softmax_attention, *arrays), strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-def test_attention_gradient_equals_finite_differences():
-    q, k, v, cotangent = (np.asarray(x, np.float64) for x in _qkv(9, 7))
-
-    def value(q, k, v):
-        scores = np.einsum("bnd,bmd->bnm", q, k)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        return ((weights / weights.sum(-1, keepdims=True)) @ v * cotangent).sum()
-
-    _, *gradients = _attend_both_ways(lambda *x: dot_product_attention(*x, block_size=4), *_qkv(9, 7))
-    rng = np.random.default_rng(0)
-    for index, gradient in enumerate(gradients):
-        step = rng.normal(size=gradient.shape)
-        ends = []
-        for sign in (1, -1):
-            moved = [q, k, v]
-            moved[index] = moved[index] + sign * 1e-5 * step
-            ends.append(value(*moved))
-        slope = (ends[0] - ends[1]) / 2e-5
-        assert (np.asarray(gradient) * step).sum() == pytest.approx(slope, rel=1e-3, abs=1e-3)
-
-
-def test_attention_survives_scores_that_overflow_exp():
-    q, k = jnp.full((1, 3, 2), 30.0), jnp.stack([jnp.full((1, 2), x) for x in (30.0, -30.0)], 1)
-    v = jnp.asarray([[[1.0], [5.0]]])
-    out, d_q, d_k, d_v = _attend_both_ways(dot_product_attention, q, k, v, jnp.ones((1, 3, 1)))
-    np.testing.assert_allclose(out, 1)
-    np.testing.assert_allclose(d_v, [[[3.0], [0.0]]])
-    assert not d_q.any()
-    assert not d_k.any()
-
-
-def test_bfloat16_attention_keeps_a_float32_softmax():
-    arrays = [x.astype(jnp.bfloat16) for x in _qkv()]
-    ours = _attend_both_ways(lambda *x: dot_product_attention(*x, block_size=8), *arrays)
-    exact = [x.astype(jnp.float32) for x in arrays]
-    for found, expected in zip(ours, _attend_both_ways(_softmax_attention, *exact), strict=True):
-        assert found.dtype == jnp.bfloat16
-        error = np.abs(np.asarray(found, np.float32) - np.asarray(expected)).max()
-        assert error < 0.02 * np.abs(expected).max()
-
-
-# 6 values make one head of 8; 300 make three of 104, the last of which is mostly filled up.
-@pytest.mark.parametrize(("features", "values"), [(4, 6), (4, 300), (19, 16)])
-def test_heads_of_flash_attention_change_nothing(features, values):
-    q, k, v = (_normal(i, 2, *shape) for i, shape in enumerate([(13, features), (9, features), (9, values)]))
-    arrays = (q, 2 * k, v, _normal(3, 2, 13, values))
-    ours = _attend_both_ways(functools.partial(flash_attention, implementation="xla"), *arrays)
-    for found, expected in zip(ours, _attend_both_ways(_softmax_attention, *arrays), strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-def test_cudnn_takes_two_byte_floats_on_the_gpus_that_have_it(monkeypatch):
-    taken = []
-
-    def flash(q, k, v, *, implementation):
-        taken.append((q.dtype.name, implementation))
-        return v
-
-    def attend(capability, dtype, features=4):
-        taken.clear()
-        device = types.SimpleNamespace(**({"compute_capability": capability} if capability else {}))
-        monkeypatch.setattr(jax, "devices", lambda: [device])
-        q, v = jnp.zeros((1, 3, features), dtype), jnp.zeros((1, 3, 2), dtype)
-        dot_product_attention(q, q, v)
-        return list(taken)
-
-    monkeypatch.setattr(attention_module, "flash_attention", flash)
-    assert attend("9.0", jnp.bfloat16) == [("bfloat16", "cudnn")]
-    assert attend("8.0", jnp.float16) == [("float16", "cudnn")]
-    # float32, an older GPU, an AMD GPU, a CPU, too many features: the blockwise softmax.
-    for case in [("9.0", jnp.float32), ("7.5", jnp.bfloat16), ("gfx942", jnp.bfloat16), ("", jnp.bfloat16)]:
-        assert attend(*case) == [], case
-    assert attend("9.0", jnp.bfloat16, features=136) == []
-
-
-@pytest.mark.parametrize("keys", [12544, 3136])
-def test_attention_never_holds_all_scores(keys):
-    shapes = [(8, 12544, 4), (8, keys, 4), (8, keys, 16), (8, 12544, 16)]
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-
-    def both(q, k, v, cotangent):
-        return jax.vjp(dot_product_attention, q, k, v)[1](cotangent)
-
-    analysis = jax.jit(both).lower(*arrays).compile().memory_analysis()
-    assert analysis is not None
-    # All scores of the batch would be 12544 · keys · 8 · 4 bytes: 5.0 or 1.3 GB.
-    assert analysis.temp_size_in_bytes < 200e6
-
-
-def test_attention_refuses_shapes_that_do_not_fit():
-    q, k, v = jnp.zeros((1, 4, 3)), jnp.zeros((1, 5, 3)), jnp.zeros((1, 5, 2))
-    for wrong in [(q, k, v[:, :4]), (q[..., :2], k, v), (q[0], k, v), (q, k[:, :0], v[:, :0])]:
-        with pytest.raises(ValueError, match="must be"):
-            dot_product_attention(*wrong)
-    with pytest.raises(ValueError, match="block_size"):
-        dot_product_attention(q, k, v, block_size=0)
 
 
 # SpectralLinear
