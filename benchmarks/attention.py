@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from benchmarks import measure
 from benchmarks.measure import Row, Settings
@@ -35,13 +34,10 @@ def rows(settings: Settings) -> list[Row]:
         ]
         for backward in (False, True):
             case = (batch, tokens, dtype, backward)
-            alone = _parts(case) if batch == 1 and not backward else {}
-            seconds = measure.race(_forms(names, case) | alone, repeats=settings.repeats)
+            seconds = measure.race(_forms(names, case), repeats=settings.repeats)
             row: Row = {"batch": batch, "tokens": tokens, "pass": "forward+backward" if backward else "forward"}
             row |= {f"{name} ms": 1e3 * of for name, of in seconds.items()}
-            row |= {
-                f"{name} / ours": of / seconds["ours"] for name, of in seconds.items() if name not in ("ours", *alone)
-            }
+            row |= {f"{name} / ours": of / seconds["ours"] for name, of in seconds.items() if name != "ours"}
             row["ours, share of matmul rate"] = flops(batch, tokens, backward=backward) / seconds["ours"] / peak
             if dtype == "float32":
                 for name in names:
@@ -90,21 +86,6 @@ def _jax_run(name: str, backward: bool) -> Any:
 def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     scores = jnp.einsum("bnd,bmd->bnm", q, k, preferred_element_type=jnp.float32)
     return jnp.einsum("bnm,bme->bne", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
-
-
-def _parts(case: tuple) -> dict[str, Callable[[], Any]]:
-    """What the forward pass of one image cannot do without, each alone, on scores that are there already."""
-    _, _, v = _arrays(case)
-    size = 128  # the block that dot_product_attention takes
-    scores = jax.random.normal(jax.random.key(3), (size, v.shape[1]), v.dtype)
-    # Every block's scores differ, so that no work is left out.
-    shifts = jnp.arange(-(-v.shape[1] // size), dtype=v.dtype)
-    exponentials = jax.jit(lambda x, shifts: lax.map(lambda by: jnp.exp(x - by).sum(axis=-1), shifts))
-    product = jax.jit(lambda x, v, shifts: lax.map(lambda by: x @ (v * by), shifts))
-    return {
-        "exponentials alone": lambda: exponentials(scores, shifts),
-        "p v alone": lambda: product(scores, v[0], shifts),
-    }
 
 
 def _torch_form(case: tuple) -> Callable[[], Any]:
