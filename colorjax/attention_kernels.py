@@ -15,12 +15,11 @@ from llvmlite import ir
 from colorjax.cpu_kernels import INT, Emitter, call, lanes
 
 _CHUNK = 256
-"""How many queries an item of the forward pass has, rounded up to vectors."""
+"""How many queries an item of the forward pass has: a multiple of every processor's vector."""
 _CHUNKS = 8
 """In how many parts, at most, an image's keys are divided backward: each part has a gradient of all queries."""
 _SCRATCH = 8192
 """How many float32 of the queries' gradient are summed up at a time backward: 32 kB, to stay in the first cache."""
-
 _RISE = 8
 """How far, as a power of 2, a score may be above what the others are compared with: no sum of 2^8s overflows."""
 

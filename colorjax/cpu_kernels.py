@@ -32,8 +32,15 @@ Builder = Any  # ir.IRBuilder, whose decorators hide its methods' types from a c
 @functools.cache
 def lanes() -> int:
     """How many float32 a vector register of this processor holds."""
-    features = llvm.get_host_cpu_features()
+    features = _features()
     return 16 if features.get("avx512f") else 8 if features.get("avx") else 4
+
+
+def _features() -> llvm.FeatureMap:
+    try:
+        return llvm.get_host_cpu_features()
+    except RuntimeError:  # LLVM cannot tell them of every kind of processor
+        return llvm.FeatureMap()
 
 
 class Emitter:
@@ -235,10 +242,11 @@ def _build(emit: Emit, items: int, operands: int, results: int) -> llvm.Executio
     module = ir.Module()
     module.triple = llvm.get_process_triple()
     _handler(module, _worker(module, _item(module, emit, operands + results), items), items, operands, results)
-    # Some processors' tunings would halve the widest vectors.
-    features = f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
+    features = _features()
+    if lanes() == 16:
+        features["prefer-256-bit"] = False  # some processors' tuning, which would halve the vectors
     machine = llvm.Target.from_triple(module.triple).create_target_machine(
-        opt=3, cpu=llvm.get_host_cpu_name(), features=features
+        opt=3, cpu=llvm.get_host_cpu_name(), features=features.flatten()
     )
     compiled = llvm.parse_assembly(str(module))
     compiled.verify()

@@ -62,15 +62,17 @@ def _has_cudnn_flash(dtype: DTypeLike) -> bool:
 
 
 _KERNEL_FEATURES = 32
-"""The most features of values that the kernels for CPUs take: what they sum up has to stay in registers. With 64 the
+"""The most features that the kernels for CPUs take: what they sum up has to stay in registers. With values of 64 the
 blockwise softmax is faster."""
 
 
-def _kernels(*sizes: int) -> ModuleType | None:
+def _kernels(q: jax.Array, v: jax.Array) -> ModuleType | None:
     """`attention_kernels`, where they serve."""
     # XLA does not divide a kernel over devices, and of symbolic sizes (jax.export) there is none.
-    known = all(isinstance(size, int) and size for size in sizes) and sizes[-1] <= _KERNEL_FEATURES
+    known = all(isinstance(size, int) and size for size in (*q.shape, *v.shape))
     if not known or os.name != "posix" or jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return None
+    if max(q.shape[2], v.shape[2]) > _KERNEL_FEATURES:
         return None
     from colorjax import attention_kernels  # a GPU's jobs are spared the tenth of a second that LLVM takes
 
@@ -130,7 +132,7 @@ def _attention(size: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array
 
 def _attention_fwd(size: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[Any, ...]]:
     forms = {"default": functools.partial(_blockwise_forward, size)}
-    if kernels := _kernels(*q.shape, *v.shape):
+    if kernels := _kernels(q, v):
         forms["cpu"] = kernels.forward
     # What is traced on a CPU may be lowered for another device.
     out, scale = lax.platform_dependent(q, k, v, **forms)
@@ -142,7 +144,7 @@ def _attention_bwd(size: int, residuals: tuple[Any, ...], d_out: jax.Array) -> t
     # dS = P ∘ (dP − Σ_m P dP), and Σ_m P dP is out · d_out.
     delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1)
     forms = {"default": functools.partial(_blockwise_backward, size)}
-    if kernels := _kernels(*q.shape, *v.shape):
+    if kernels := _kernels(q, v):
         forms["cpu"] = kernels.backward
     return lax.platform_dependent(q, k, v, scale, delta, d_out, **forms)
 
