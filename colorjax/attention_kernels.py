@@ -10,9 +10,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-from llvmlite import ir
 
-from colorjax.cpu_kernels import INT, Emitter, call, lanes
+from colorjax.cpu_kernels import INT, Emitter, Integer, Value, call, lanes
 
 _CHUNK = 256
 """How many queries an item of the forward pass has: a multiple of every processor's vector."""
@@ -102,13 +101,13 @@ def _columns(x: jax.Array) -> jax.Array:
 
 def _forward(
     emitter: Emitter,
-    item: ir.Value,
-    queries: ir.Value,
-    k: ir.Value,
-    v: ir.Value,
-    out: ir.Value,
-    top_out: ir.Value,
-    total_out: ir.Value,
+    item: Value,
+    queries: Value,
+    k: Value,
+    v: Value,
+    out: Value,
+    top_out: Value,
+    total_out: Value,
     *,
     length: int,
     keys: int,
@@ -129,7 +128,7 @@ def _forward(
     with emitter.loop(first, emitter.minimum(emitter.index((first, 1), (_CHUNK, 1)), length), lanes()) as n:
         q = [emitter.load(queries, emitter.index((n, 1), (d, length))) for d in range(features)]
 
-        def score(m: ir.Value | int, start: ir.Value) -> ir.Value:
+        def score(m: Integer, start: Value) -> Value:
             for d in range(features):
                 start = emitter.multiply_add(q[d], emitter.spread(k, emitter.index((m, features), (d, 1))), start)
             return start
@@ -158,16 +157,16 @@ def _forward(
 
 def _backward(
     emitter: Emitter,
-    item: ir.Value,
-    k: ir.Value,
-    v: ir.Value,
-    q: ir.Value,
-    d_out: ir.Value,
-    top: ir.Value,
-    delta: ir.Value,
-    d_q: ir.Value,
-    d_k: ir.Value,
-    d_v: ir.Value,
+    item: Value,
+    k: Value,
+    v: Value,
+    q: Value,
+    d_out: Value,
+    top: Value,
+    delta: Value,
+    d_q: Value,
+    d_k: Value,
+    d_v: Value,
     *,
     length: int,
     keys: int,

@@ -25,6 +25,7 @@ _INT32 = ir.IntType(32)
 _FLOAT = ir.FloatType()
 _POINTER = ir.PointerType()
 
+Value = ir.Value
 Integer = ir.Value | int
 Builder = Any  # ir.IRBuilder, whose decorators hide its methods' types from a checker
 
