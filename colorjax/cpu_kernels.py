@@ -299,6 +299,7 @@ _NULL = ir.Constant(_POINTER, None)
 # XLA_FFI_InternalExtension, …_Api_Version, …_Metadata, …_Metadata_Extension, …_Args (and …_Rets), and the heads of
 # …_Api, …_Buffer and …_CallFrame.
 _EXTENSION = ir.LiteralStructType([INT, _INT32, _POINTER])
+_ASKS_FOR_METADATA = 1
 _VERSION = ir.LiteralStructType([INT, _POINTER, _INT32, _INT32])
 _METADATA = ir.LiteralStructType([INT, _VERSION, _INT32, INT])
 _METADATA_EXTENSION = ir.LiteralStructType([_EXTENSION, _POINTER])
@@ -318,16 +319,11 @@ def _handler(module: ir.Module, worker: ir.Function, items: int, operands: int, 
     builder: Builder = ir.IRBuilder(function.append_basic_block())
     (frame,) = function.args
     extension = builder.load(_field(builder, frame, _FRAME, 1), typ=_POINTER)
-    # XLA asks what the handler was made for before it calls it: for the version that asks.
     with builder.if_then(builder.icmp_unsigned("!=", extension, _NULL)):
-        api = builder.load(_field(builder, frame, _FRAME, 2), typ=_POINTER)
-        metadata = builder.load(_field(builder, extension, _METADATA_EXTENSION, 1), typ=_POINTER)
-        for part in (2, 3):
-            version = builder.load(_field(builder, api, _API, 2, part), typ=_INT32)
-            builder.store(version, _field(builder, metadata, _METADATA, 1, part))
-        builder.store(_INT32(0), _field(builder, metadata, _METADATA, 2))
-        builder.store(INT(0), _field(builder, metadata, _METADATA, 3))
-        builder.ret(_NULL)
+        kind = builder.load(_field(builder, extension, _EXTENSION, 1), typ=_INT32)
+        with builder.if_then(builder.icmp_unsigned("==", kind, _INT32(_ASKS_FOR_METADATA))):
+            _tell_metadata(builder, frame, extension)
+            builder.ret(_NULL)
     pointers = _allocated(builder, ir.ArrayType(_POINTER, operands + results))
     sources = [(5, i) for i in range(operands)] + [(6, i) for i in range(results)]
     for place, (part, number) in enumerate(sources):
@@ -340,6 +336,17 @@ def _handler(module: ir.Module, worker: ir.Function, items: int, operands: int, 
     builder.store(INT(0), _field(builder, work, _WORK, 1))
     _on_all_cores(builder, worker, work, most=items)
     builder.ret(_NULL)
+
+
+def _tell_metadata(builder: Builder, frame: ir.Value, extension: ir.Value) -> None:
+    """What XLA asks before it calls a handler: of which version it is (the one that asks), and for traits and state."""
+    api = builder.load(_field(builder, frame, _FRAME, 2), typ=_POINTER)
+    metadata = builder.load(_field(builder, extension, _METADATA_EXTENSION, 1), typ=_POINTER)
+    for part in (2, 3):
+        version = builder.load(_field(builder, api, _API, 2, part), typ=_INT32)
+        builder.store(version, _field(builder, metadata, _METADATA, 1, part))
+    builder.store(_INT32(0), _field(builder, metadata, _METADATA, 2))
+    builder.store(INT(0), _field(builder, metadata, _METADATA, 3))
 
 
 def _on_all_cores(builder: Builder, worker: ir.Function, work: ir.Value, *, most: int) -> None:
