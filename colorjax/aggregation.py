@@ -9,11 +9,14 @@ with j over the k×k offsets of the patch, row by row, and v padded by reflectio
 """
 
 import functools
+from types import ModuleType
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from colorjax.devices import takes_cpu_kernels
 
 
 def patch_sum(
@@ -21,7 +24,7 @@ def patch_sum(
     weights: jax.Array,
     *,
     kernel_size: int,
-    implementation: Literal["xla", "pallas", "interpret"] = "xla",
+    implementation: Literal["xla", "pallas", "interpret"] | None = None,
 ) -> jax.Array:
     """Sums the k×k patch around each pixel with that pixel's own weights.
 
@@ -30,8 +33,9 @@ def patch_sum(
         weights: floating [B, H, W, k², G]: the patch's offsets row by row, then the weight
             channels. Channel c of the values takes weight channel c mod G.
         kernel_size: k, odd; the reflection reaches k // 2 pixels out of the image.
-        implementation: "xla" runs everywhere. "pallas" is colorjax.patch_kernels on one GPU, and "interpret" the same
-            on any device, slowly, for tests. Nothing chooses them until they were measured to be faster.
+        implementation: None takes what was measured to be fastest: on a CPU colorjax.aggregation_kernels, where they
+            serve, and else "xla", the reference, which runs everywhere. "pallas" is colorjax.aggregation_pallas on one
+            GPU, and "interpret" the same on any device, slowly, for tests.
 
     Returns:
         [B, H, W, C] of the values' dtype; summed in float32. Both gradients are summed in float32
@@ -42,12 +46,12 @@ def patch_sum(
             H or W is not larger than k // 2 (the reflection needs that many rows).
     """
     _check(values.shape, weights.shape, kernel_size)
-    if implementation != "xla":
+    if implementation in ("pallas", "interpret"):
         # Imported here, as Pallas takes a part of a second.
-        from colorjax import patch_kernels
+        from colorjax import aggregation_pallas
 
-        return patch_kernels.patch_sum(kernel_size, implementation == "interpret", values, weights)
-    return _patch_sum(kernel_size, values, weights)
+        return aggregation_pallas.patch_sum(kernel_size, implementation == "interpret", values, weights)
+    return _patch_sum(kernel_size, implementation is None, values, weights)
 
 
 def _check(values: tuple[int, ...], weights: tuple[int, ...], kernel_size: int) -> None:
@@ -72,6 +76,41 @@ def _check(values: tuple[int, ...], weights: tuple[int, ...], kernel_size: int) 
             f"{height}×{width}: use a smaller kernel_size than {kernel_size}"
         )
 
+
+def _kernels(values: jax.Array, weights: jax.Array) -> ModuleType | None:
+    """`aggregation_kernels`, where they serve."""
+    if not takes_cpu_kernels(values, weights):
+        return None
+    from colorjax import aggregation_kernels  # a GPU's jobs are spared the tenth of a second that LLVM takes
+
+    return aggregation_kernels if aggregation_kernels.serves(values, weights) else None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _patch_sum(kernel_size: int, fastest: bool, values: jax.Array, weights: jax.Array) -> jax.Array:
+    forms = {"default": functools.partial(_shifted_sum, kernel_size)}
+    if fastest and (kernels := _kernels(values, weights)):
+        forms["cpu"] = kernels.forward
+    # What is traced on a CPU may be lowered for another device.
+    return lax.platform_dependent(values, weights, **forms)
+
+
+def _patch_sum_fwd(
+    kernel_size: int, fastest: bool, values: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _patch_sum(kernel_size, fastest, values, weights), (values, weights)
+
+
+def _patch_sum_bwd(
+    kernel_size: int, fastest: bool, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    forms = {"default": functools.partial(_shifted_sum_gradients, kernel_size)}
+    if fastest and (kernels := _kernels(*residuals)):
+        forms["cpu"] = kernels.backward
+    return lax.platform_dependent(*residuals, cotangent, **forms)
+
+
+_patch_sum.defvjp(_patch_sum_fwd, _patch_sum_bwd)
 
 # What follows keeps the channels as [C / G, G], innermost, so that an offset is a slice and the
 # weights broadcast over C / G. The barriers are worth a factor of five on CPU: without them XLA
@@ -125,8 +164,7 @@ def _add_at(x: jax.Array, summand: jax.Array, start: int, *, axis: int) -> jax.A
     return lax.dynamic_update_slice_in_dim(x, part + summand, start, axis)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _patch_sum(kernel_size: int, values: jax.Array, weights: jax.Array) -> jax.Array:
+def _shifted_sum(kernel_size: int, values: jax.Array, weights: jax.Array) -> jax.Array:
     height, width = values.shape[1:3]
     padded = _pad(_grouped(values, weights.shape[4]), kernel_size // 2)
     total = jnp.zeros((), jnp.float32)
@@ -137,16 +175,9 @@ def _patch_sum(kernel_size: int, values: jax.Array, weights: jax.Array) -> jax.A
     return _ungrouped(total, values)
 
 
-def _patch_sum_fwd(
-    kernel_size: int, values: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _patch_sum(kernel_size, values, weights), (values, weights)
-
-
-def _patch_sum_bwd(
-    kernel_size: int, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+def _shifted_sum_gradients(
+    kernel_size: int, values: jax.Array, weights: jax.Array, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    values, weights = residuals
     groups = weights.shape[4]
     reach = kernel_size // 2
     padded = _pad(_grouped(values, groups), reach)
@@ -170,6 +201,3 @@ def _patch_sum_bwd(
     )
     d_values = _transpose_pad(d_padded, reach)
     return _ungrouped(d_values, values), d_weights
-
-
-_patch_sum.defvjp(_patch_sum_fwd, _patch_sum_bwd)

@@ -232,4 +232,4 @@ def _backward(
         with emitter.loop(head, tail) as n:
             for d in range(features):
                 part = emitter.load(scratch, emitter.index((builder.sub(n, head), row), (d, lanes())))
-                emitter.store_sum(part, d_q, emitter.index((n, features), (d, 1)))
+                emitter.store_sums(part, d_q, emitter.index((n, features), (d, 1)), 1)

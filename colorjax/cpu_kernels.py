@@ -12,7 +12,7 @@ import ctypes
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -90,6 +90,11 @@ class Emitter:
         second = _integer(second)
         return self.builder.select(self.builder.icmp_signed("<", first, second), first, second)
 
+    def maximum(self, first: ir.Value, second: Integer) -> ir.Value:
+        """Of two integers."""
+        second = _integer(second)
+        return self.builder.select(self.builder.icmp_signed(">", first, second), first, second)
+
     def index(self, *digits: tuple[Integer, int]) -> ir.Value:
         """Σ number · stride."""
         total: ir.Value = INT(0)
@@ -105,23 +110,33 @@ class Emitter:
         """A vector from memory."""
         return self.builder.load(self.address(array, index), align=4, typ=self.vector)
 
+    def load_repeated(self, array: ir.Value, index: Integer, count: int) -> ir.Value:
+        """A vector of so many neighbouring numbers from memory, again and again: `lanes()` of them, or a divisor."""
+        if count >= lanes():
+            return self.load(array, index)
+        part = self.builder.load(self.address(array, index), align=4, typ=ir.VectorType(_FLOAT, count))
+        return self._shuffled(part, [i % count for i in range(lanes())])
+
     def store(self, vector: ir.Value, array: ir.Value, index: Integer) -> None:
         """A vector into memory."""
         self.builder.store(vector, self.address(array, index), align=4)
 
     def spread(self, array: ir.Value, index: Integer) -> ir.Value:
         """A vector of one number from memory."""
-        number = self.builder.load(self.address(array, index), typ=_FLOAT)
-        nothing = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(nothing, number, _INT32(0))
-        return self.builder.shuffle_vector(first, nothing, ir.Constant(self._whole, [0] * lanes()))
+        return self.load_repeated(array, index, 1)
 
-    def store_sum(self, vector: ir.Value, array: ir.Value, index: Integer) -> None:
-        """The sum over a vector's numbers, into memory."""
-        total = self.builder.extract_element(vector, _INT32(0))
-        for lane in range(1, lanes()):
-            total = self.builder.fadd(total, self.builder.extract_element(vector, _INT32(lane)))
-        self.builder.store(total, self.address(array, index))
+    def store_sums(self, vector: ir.Value, array: ir.Value, index: Integer, count: int) -> None:
+        """The sums over a vector's numbers that are so many apart, a divisor of `lanes()`, into memory."""
+        width = lanes()
+        while width > count:
+            width //= 2
+            halves = (self._shuffled(vector, range(start, start + width)) for start in (0, width))
+            vector = self.builder.fadd(*halves)
+        self.store(vector, array, index)
+
+    def _shuffled(self, vector: ir.Value, places: Iterable[int]) -> ir.Value:
+        places = list(places)
+        return self.builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_INT32, len(places)), places))
 
     def multiply_add(self, first: ir.Value, second: ir.Value, third: ir.Value) -> ir.Value:
         """first · second + third, in one instruction where the processor has it."""

@@ -4,7 +4,6 @@ On NVIDIA GPUs cuDNN's flash attention, on a CPU our own kernels (`attention_ker
 """
 
 import functools
-import os
 import re
 from types import ModuleType
 from typing import Any, Literal
@@ -13,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
+
+from colorjax.devices import takes_cpu_kernels
 
 
 def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, block_size: int = 128) -> jax.Array:
@@ -68,11 +69,7 @@ blockwise softmax is faster."""
 
 def _kernels(q: jax.Array, v: jax.Array) -> ModuleType | None:
     """`attention_kernels`, where they serve."""
-    # XLA does not divide a kernel over devices, and of symbolic sizes (jax.export) there is none.
-    known = all(isinstance(size, int) and size for size in (*q.shape, *v.shape))
-    if not known or os.name != "posix" or jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return None
-    if max(q.shape[2], v.shape[2]) > _KERNEL_FEATURES:
+    if not takes_cpu_kernels(q, v) or max(q.shape[2], v.shape[2]) > _KERNEL_FEATURES:
         return None
     from colorjax import attention_kernels  # a GPU's jobs are spared the tenth of a second that LLVM takes
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from colorjax import patch_kernels
+from colorjax import aggregation_kernels, aggregation_pallas, cpu_kernels
 from colorjax.aggregation import patch_sum
 
 
@@ -78,7 +78,7 @@ def _both_ways(
     weights: jax.typing.ArrayLike,
     cotangent: jax.typing.ArrayLike,
     kernel_size: int,
-    implementation: Any = "xla",
+    implementation: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     form = functools.partial(patch_sum, kernel_size=kernel_size, implementation=implementation)
 
@@ -104,20 +104,25 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "groups", "kernel_size"), SIZES)
-def test_equals_the_written_out_sum_and_its_transposes(shape, groups, kernel_size):
+def _assert_written_out(shape, groups, kernel_size, implementation=None):
     values, weights, cotangent = _arrays(shape, groups, kernel_size)
-    out, d_values, d_weights = _both_ways(values, weights, cotangent, kernel_size)
+    out, d_values, d_weights = _both_ways(values, weights, cotangent, kernel_size, implementation)
     np.testing.assert_allclose(out, _looped(values, weights, kernel_size), atol=1e-4)
     expected = _looped_gradients(values, weights, cotangent, kernel_size)
     np.testing.assert_allclose(d_values, expected[0], atol=1e-4)
     np.testing.assert_allclose(d_weights, expected[1], atol=1e-4)
 
 
+@pytest.mark.parametrize(("shape", "groups", "kernel_size"), SIZES)
+def test_equals_the_written_out_sum_and_its_transposes(shape, groups, kernel_size):
+    _assert_written_out(shape, groups, kernel_size, "xla")
+
+
+@pytest.mark.parametrize("implementation", [None, "xla"])
 @pytest.mark.parametrize(("shape", "groups", "kernel_size"), [((2, 14, 11, 32), 4, 3), ((2, 9, 12, 16), 2, 7)])
-def test_gradients_equal_those_of_the_unfolded_form(shape, groups, kernel_size):
+def test_gradients_equal_those_of_the_unfolded_form(shape, groups, kernel_size, implementation):
     values, weights, cotangent = _arrays(shape, groups, kernel_size)
-    found = _both_ways(values, weights, cotangent, kernel_size)
+    found = _both_ways(values, weights, cotangent, kernel_size, implementation)
     out, pull = jax.vjp(lambda v, w: _unfolded(v, w, kernel_size), values, weights)
     for ours, naive in zip(found, (out, *pull(cotangent)), strict=True):
         np.testing.assert_allclose(ours, naive, atol=2e-5)
@@ -129,8 +134,8 @@ def test_gradients_equal_those_of_the_unfolded_form(shape, groups, kernel_size):
     ("shape", "groups", "kernel_size"),
     [((2, 5, 4, 6), 3, 3), ((1, 4, 4, 8), 1, 7), ((1, 5, 37, 48), 6, 5)],
 )
-def test_kernels_equal_the_unfolded_form(shape, groups, kernel_size, monkeypatch):
-    monkeypatch.setattr(patch_kernels, "_TILE", 1024)  # makes tiles of 16 pixels of the wide image
+def test_pallas_kernels_equal_the_unfolded_form(shape, groups, kernel_size, monkeypatch):
+    monkeypatch.setattr(aggregation_pallas, "_TILE", 1024)  # makes tiles of 16 pixels of the wide image
     arrays = _arrays(shape, groups, kernel_size)
     found = _both_ways(*arrays, kernel_size, "interpret")
     out, pull = jax.vjp(lambda v, w: _unfolded(v, w, kernel_size), *arrays[:2])
@@ -140,7 +145,7 @@ def test_kernels_equal_the_unfolded_form(shape, groups, kernel_size, monkeypatch
 
 def test_gradients_equal_finite_differences():
     values, weights, cotangent = _arrays((1, 4, 5, 4), 2, 3)
-    _, d_values, d_weights = _both_ways(values, weights, cotangent, 3)
+    _, d_values, d_weights = _both_ways(values, weights, cotangent, 3, None)
     rng = np.random.default_rng(1)
     for _ in range(4):
         step_v, step_w = rng.normal(size=values.shape), rng.normal(size=weights.shape)
@@ -166,9 +171,9 @@ def test_offsets_run_row_by_row():
     np.testing.assert_array_equal(out[0, :, :, 0], values[0, :, [1, 2, 3, 2], 0].T)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "interpret"])
+@pytest.mark.parametrize("implementation", [None, "xla", "interpret"])
 def test_bfloat16_sums_in_float32(implementation):
-    values, weights, cotangent = (jnp.asarray(x, jnp.bfloat16) for x in _arrays((1, 6, 5, 8), 2, 7))
+    values, weights, cotangent = (jnp.asarray(x, jnp.bfloat16) for x in _arrays((1, 6, 5, 16), 2, 7))
     found = _both_ways(values, weights, cotangent, 7, implementation)
     v, w, c = (np.asarray(x, np.float32) for x in (values, weights, cotangent))
     expected = (_looped(v, w, 7), *_looped_gradients(v, w, c, 7))
@@ -179,14 +184,80 @@ def test_bfloat16_sums_in_float32(implementation):
         np.testing.assert_allclose(np.asarray(ours, np.float32), naive, rtol=2**-8, atol=1e-4)
 
 
-def test_neither_pass_holds_a_tensor_larger_than_the_weights():
+@pytest.mark.parametrize(("implementation", "most"), [("xla", 49 * 64 / 8), (None, 1)])
+def test_how_much_either_pass_holds_beside_its_results(implementation, most):
+    """In numbers a pixel: less than the weights; the kernels nothing."""
     shapes = [(2, 56, 56, 64), (2, 56, 56, 49, 8), (2, 56, 56, 64)]
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    run = jax.jit(lambda v, w, c: jax.vjp(lambda *x: patch_sum(*x, kernel_size=7), v, w)[1](c))
+    form = functools.partial(patch_sum, kernel_size=7, implementation=implementation)
+    run = jax.jit(lambda v, w, c: jax.vjp(form, v, w)[1](c))
     analysis = run.lower(*arrays).compile().memory_analysis()
     assert analysis is not None
-    unfolded = 49 * 2 * 56 * 56 * 64 * 4
-    assert analysis.temp_size_in_bytes < unfolded / 8
+    assert analysis.temp_size_in_bytes < most * 2 * 56 * 56 * 4
+
+
+# The kernels for CPUs
+
+
+def _kernels_of(shape, groups, kernel_size, **options) -> int:
+    """How many calls of them are in a program of both passes."""
+    run = jax.jit(lambda *x: jax.vjp(functools.partial(patch_sum, kernel_size=kernel_size), *x[:2])[1](x[2]))
+    arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _arrays(shape, groups, kernel_size)]
+    return run.trace(*arrays).lower(**options).as_text().count("call @colorjax_patch_sum")
+
+
+# A vector of a period of the weights, of two, of a part of one, and of one number; mirrors on all sides at once; more
+# channels than are summed up at a time.
+KERNEL_SIZES = [
+    ((2, 5, 4, 32), 16, 3),
+    ((1, 4, 5, 16), 8, 7),
+    ((1, 5, 6, 64), 32, 5),
+    ((1, 2, 2, 16), 1, 1),
+    ((1, 3, 4, 272), 16, 3),
+]
+
+
+@pytest.mark.parametrize(("shape", "groups", "kernel_size"), KERNEL_SIZES)
+def test_cpu_kernels_equal_the_written_out_sum_and_its_transposes(shape, groups, kernel_size):
+    assert _kernels_of(shape, groups, kernel_size)
+    _assert_written_out(shape, groups, kernel_size)
+
+
+@pytest.mark.parametrize("lanes", [4, 8])
+def test_cpu_kernels_of_other_processors_vectors_equal_the_written_out_sum(lanes, monkeypatch):
+    for module in (cpu_kernels, aggregation_kernels):
+        monkeypatch.setattr(module, "lanes", lambda: lanes)
+    # Eight vectors are summed up at a time, and in the other there are nine.
+    for shape, groups in [((2, 3, 4, 16), 2), ((1, 3, 2, 9 * lanes), lanes)]:
+        assert _kernels_of(shape, groups, 3)
+        _assert_written_out(shape, groups, 3)
+
+
+def test_cpu_kernels_may_be_mapped():
+    values, weights, cotangent = (jnp.stack([x, 2 * x]) for x in _arrays((2, 4, 5, 16), 4, 3))
+    mapped = jax.vmap(lambda v, w, c: _both_ways(v, w, c, 3, None))(values, weights, cotangent)
+    for i in range(2):
+        for found, expected in zip(mapped, _both_ways(values[i], weights[i], cotangent[i], 3, "xla"), strict=True):
+            np.testing.assert_allclose(found[i], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("array", range(3))
+def test_cpu_kernels_hide_no_number_that_is_none(array):
+    arrays = _arrays((1, 6, 7, 16), 4, 3)
+    arrays[array][0, 2, 0, ..., 1] = np.nan
+    for found, expected in zip(_both_ways(*arrays, 3, None), _both_ways(*arrays, 3, "xla"), strict=True):
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_one_cpu_takes_the_kernels_of_whole_vectors(monkeypatch):
+    size = KERNEL_SIZES[0]
+    counts = {platform: _kernels_of(*size, lowering_platforms=(platform,)) for platform in ("cpu", "cuda", "tpu")}
+    assert counts == {"cpu": 1, "cuda": 0, "tpu": 0}
+    assert not _kernels_of((1, 4, 4, 6 * cpu_kernels.lanes()), 3, 3)  # three weights make no vector
+    assert not _kernels_of((1, 4, 4, 10), 2, 3)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert not _kernels_of(*size)
 
 
 @pytest.mark.parametrize(
