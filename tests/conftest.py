@@ -1,5 +1,7 @@
 """What the tests of everything that reads a run share."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,6 +16,18 @@ from configs import quickstart
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starts with the file that takes longest, so that no worker waits for it at the end."""
     items.sort(key=lambda item: item.path.name != "test_runs.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled programs are kept in one folder for all workers and what they start, since many tests want the same."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "programs"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,29 +17,12 @@ import mixed_photos
 import numpy as np
 import pytest
 import skimage.color
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from colorjax import color, command, steps, trained, training, video
 from colorjax.models import Outputs
 from colorjax.photofile import read_photo
 from colorjax.predict import Predictor
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The programs are kept in a folder of this module's, so that the command compiles nothing twice."""
-    kept = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in kept}
-    for values in (kept, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is kept:
-            yield
 
 
 @pytest.fixture(scope="module")
@@ -272,10 +254,7 @@ print("tensorflow" in sys.modules, file=sys.stderr)
 """
     arguments = [sys.executable, "-c", script, str(untrained), str(large), str(tmp_path / "out")]
     root = Path(__file__).parent.parent
-    environment = os.environ | {
-        "PYTHONPATH": str(root),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    }
+    environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(arguments, input=small.read_bytes(), capture_output=True, check=False, env=environment)
     said = done.stderr.decode()
     assert done.returncode == 0, said
