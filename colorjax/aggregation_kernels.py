@@ -97,11 +97,11 @@ def _backward(
         _sum_up(emitter, shape, terms, d_out, weights, _at(emitter, d_values, pixel, shape.channels))
 
 
-Terms = Callable[[], AbstractContextManager[tuple[Value, Value]]]
+_Terms = Callable[[], AbstractContextManager[tuple[Value, Value]]]
 """A loop over the numbers of a pixel and of a weight that belong to it, the weights counted over pixels and offsets."""
 
 
-def _sum_up(emitter: Emitter, shape: _Shape, terms: Terms, values: Value, weights: Value, out: Value) -> None:
+def _sum_up(emitter: Emitter, shape: _Shape, terms: _Terms, values: Value, weights: Value, out: Value) -> None:
     """Σ weight · value over the terms, as many channels at a time as half of a processor's registers hold."""
     size = lanes() * max(8, lanes())
     for start in range(0, shape.channels, size):
