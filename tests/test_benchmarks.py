@@ -62,18 +62,18 @@ def test_pytorchs_model_gives_the_same_outputs_loss_and_gradients() -> None:
     def made_by_peer(tree: Any, train: bool) -> Any:
         peer = torch_model.Colorizer(classes=CLASSES, image_size=32, width=0.25, patch_kernels=(3, 5, 3))
         torch_model.load(peer, tree, stats)
-        return peer.train(train)
+        return peer.train(train).double()
 
-    # BatchNorm over eight photos, of one pixel at the end, magnifies rounding.
+    # BatchNorm over eight photos, of one pixel at the end, magnifies rounding: PyTorch's too, so that it has float64.
     for train, (of_ours, ours), tolerance in ((True, in_training, 1e-3), (False, (value, outputs), 1e-4)):
         peer = made_by_peer(params, train)
-        class_logits, color_logits = peer(torch.tensor(l.transpose(0, 3, 1, 2)))
+        class_logits, color_logits = peer(torch.tensor(l.transpose(0, 3, 1, 2)).double())
         of_peer = torch_model.loss(
             class_logits,
             color_logits,
             torch.tensor(labels),
-            torch.tensor(bins.transpose(0, 3, 1, 2)),
-            torch.tensor(weight),
+            torch.tensor(bins.transpose(0, 3, 1, 2)).double(),
+            torch.tensor(weight).double(),
         )
         np.testing.assert_allclose(ours.class_logits, class_logits.detach(), atol=tolerance)
         np.testing.assert_allclose(ours.color, color_logits.detach().permute(0, 2, 3, 1), atol=tolerance)
