@@ -75,11 +75,12 @@ def deviation_of_patch_sum() -> dict[str, float]:
     result = {}
     for implementation in ("xla", "pallas" if jax.default_backend() == "gpu" else None):
         form = functools.partial(aggregation.patch_sum, kernel_size=k, implementation=implementation)
+        label = implementation or jax.default_backend()
         for dtype in (jnp.float32, jnp.bfloat16):
             out, pull = jax.vjp(form, jnp.asarray(values, dtype), jnp.asarray(weights, dtype))
             got = (out, *pull(jnp.asarray(cotangent, dtype)))
             for name, one in zip(expected, got, strict=True):
-                result[f"{implementation or 'cpu'}_{name}_{jnp.dtype(dtype).name}"] = _deviation(one, expected[name])
+                result[f"{label}_{name}_{jnp.dtype(dtype).name}"] = _deviation(one, expected[name])
     if jax.default_backend() == "gpu" and san_kernels.available():
         got = san_kernels.results(*(x.astype(np.float32) for x in (values, weights, cotangent)), kernel_size=k)
         for name, one in zip(expected, got, strict=True):
