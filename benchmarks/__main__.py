@@ -25,7 +25,7 @@ NAMES = (*TABLES, "device")
 _JSON = flags.DEFINE_string("json", None, "Where the rows go as JSON, beside what they depend on.")
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs, of which the median counts.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "The least work that goes through all the code; its numbers mean nothing.")
-_PACK = flags.DEFINE_string("pack", "", "A pack of 256-pixel photos (python -m colorjax.data); else the sample.")
+_PACK = flags.DEFINE_string("pack", "", "A pack of 256-pixel photos (python -m colorjax data); else the sample.")
 _PHOTOS = flags.DEFINE_string("photos", "", "A folder of photo files for `input`; else it makes some of the sample.")
 _OUT = flags.DEFINE_string("out", "", "Where `device` writes its tables and its run.")
 _PRETRAIN_STEPS = flags.DEFINE_integer("pretrain_steps", 0, "Steps of the first stage of the run of `device`.")
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2 or argv[1] not in NAMES:
         raise app.UsageError(f"name one of {', '.join(NAMES)}, not {argv[1:]}")
     from benchmarks import measure
-    from colorjax.progress import log_to_terminal
+    from colorjax.cli.terminal import log_to_terminal
 
     log_to_terminal()
     settings = measure.Settings(

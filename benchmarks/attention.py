@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from benchmarks import measure
 from benchmarks.measure import Row, Settings
-from colorjax.softmax_attention import dot_product_attention
+from colorjax.ops.softmax_attention import dot_product_attention
 
 TITLE = "Output attention: milliseconds, and gigabytes over the inputs"
 

@@ -19,8 +19,10 @@ import numpy as np
 from benchmarks import attention, measure, patch_sum, relation, san_kernels, step
 from benchmarks.joint import config as joint_config
 from benchmarks.measure import Row, Settings
-from colorjax import aggregation, evaluate, training
-from colorjax.softmax_attention import dot_product_attention
+from colorjax.evaluation.evaluate import evaluate
+from colorjax.ops import patch_sum as patch_sum_op
+from colorjax.ops.softmax_attention import dot_product_attention
+from colorjax.training.loop import train
 
 TITLE = "What was found on this device"
 
@@ -74,7 +76,7 @@ def deviation_of_patch_sum() -> dict[str, float]:
     expected = {"forward": total, "values_gradient": d_values, "weights_gradient": d_weights}
     result = {}
     for implementation in ("xla", "pallas" if jax.default_backend() == "gpu" else None):
-        form = functools.partial(aggregation.patch_sum, kernel_size=k, implementation=implementation)
+        form = functools.partial(patch_sum_op.patch_sum, kernel_size=k, implementation=implementation)
         label = implementation or jax.default_backend()
         for dtype in (jnp.float32, jnp.bfloat16):
             out, pull = jax.vjp(form, jnp.asarray(values, dtype), jnp.asarray(weights, dtype))
@@ -111,8 +113,8 @@ def run(settings: Settings) -> dict[str, dict[str, float]]:
     config.pretrain.steps = settings.pretrain_steps
     config.joint.steps = settings.joint_steps
     workdir = Path(settings.out) / "run"
-    training.train(config.lock(), workdir)
-    return evaluate.evaluate(workdir)
+    train(config.lock(), workdir)
+    return evaluate(workdir)
 
 
 def _deviation(got: Any, expected: np.ndarray) -> float:

@@ -27,8 +27,11 @@ from ml_collections import ConfigDict, config_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from colorjax import color, data, export, onnx_graph, training
-from colorjax.trained import Trained, load_trained
+from colorjax import color, data
+from colorjax.export import onnx_graph
+from colorjax.export.stablehlo import LEAST_TEMPERATURE, to_stablehlo
+from colorjax.model.program import init_model
+from colorjax.run.trained import Trained, load_trained
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/paper.py", "The model, where --workdir is not given.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run, or an exported folder.")
@@ -72,7 +75,7 @@ def main(argv: list[str]) -> None:
 
 def _untrained(config: Any) -> Trained:
     names = tuple(f"class {i}" for i in range(101))
-    params, stats = training.init_model(config, "joint", classes=len(names))
+    params, stats = init_model(config, "joint", classes=len(names))
     return Trained(config, names, 0, *jax.tree.map(np.asarray, (params, stats)))
 
 
@@ -93,12 +96,12 @@ def _model(trained: Trained) -> Callable[..., Outputs]:
 
 
 def _stablehlo(trained: Trained) -> Callable[..., Outputs]:
-    call = jax.jit(jax_export.deserialize(bytearray(export.to_stablehlo(trained))).call)
+    call = jax.jit(jax_export.deserialize(bytearray(to_stablehlo(trained))).call)
     return lambda *inputs: jax.device_get(call(*inputs))
 
 
 def _onnxruntime(trained: Trained) -> Callable[..., Outputs]:
-    graph = onnx_graph.build(trained, least_temperature=export.LEAST_TEMPERATURE)
+    graph = onnx_graph.build(trained, least_temperature=LEAST_TEMPERATURE)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     keys = [value.name for value in session.get_outputs()]

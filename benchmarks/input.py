@@ -14,8 +14,9 @@ from PIL import Image
 from benchmarks import measure
 from benchmarks.joint import JointStep, config, small_config
 from benchmarks.measure import Row, Settings
-from colorjax import data, state
+from colorjax import data
 from colorjax.data.packed import write_pack
+from colorjax.run import sharding
 
 TITLE = "Input: photos a second without a step, and the step on photographs over the step on one repeated batch"
 
@@ -68,7 +69,7 @@ def rows(settings: Settings) -> list[Row]:
 
 def _to_devices(data_config: Any, batch: int, mesh: Any) -> Iterator[Any]:
     batches = data.train_batches(data_config, batch_size=batch, seed=0)
-    return (state.to_devices(photos, mesh) for photos in batches)
+    return (sharding.to_devices(photos, mesh) for photos in batches)
 
 
 def _photos_per_second(data_config: Any, batch: int, *, batches: int) -> float:

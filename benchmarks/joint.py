@@ -9,7 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import attention
-from colorjax import data, state, steps, training
+from colorjax import data
+from colorjax.model.program import build_program, init_model
+from colorjax.run import sharding
+from colorjax.training.optimizer import init_state, make_optimizer
+from colorjax.training.step import ColorReference, make_train_step
 from configs import food64, paper
 
 
@@ -56,17 +60,17 @@ class JointStep:
     def make(cls, config: Any) -> "JointStep":
         """Compiles the step.
 
-        Its FLOPs are XLA's count before optimisation, plus the output attention's by `attention.flops`, since XLA
+        Its FLOPs are XLA's count before optimization, plus the output attention's by `attention.flops`, since XLA
         counts the body of a loop once and a call of cuDNN not at all.
         """
-        mesh = state.make_mesh()
+        mesh = sharding.make_mesh()
         classes = len(data.dataset_info(config.data).class_names)
-        program = training.build_program(config, "joint", classes=classes)
-        params, stats = training.init_model(config, "joint", classes=classes)
-        optimizer = state.make_optimizer(config, "joint")
-        current = state.init_state(params, stats, optimizer, mesh)
-        reference = steps.Reference(jnp.full(313, 1 / 313), jnp.ones(313))
-        step: Any = steps.make_train_step(program, optimizer, config, "joint", reference=reference, mesh=mesh)
+        program = build_program(config, "joint", classes=classes)
+        params, stats = init_model(config, "joint", classes=classes)
+        optimizer = make_optimizer(config, "joint")
+        current = init_state(params, stats, optimizer, mesh)
+        reference = ColorReference(jnp.full(313, 1 / 313), jnp.ones(313))
+        step: Any = make_train_step(program, optimizer, config, "joint", reference=reference, mesh=mesh)
         photos = next(cls.batches(config, mesh))
         lowered = step.lower(current, photos)
         side = config.data.image_size // config.model.output_stride
@@ -85,7 +89,7 @@ class JointStep:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        return (state.to_devices(batch, mesh) for batch in batches)
+        return (sharding.to_devices(batch, mesh) for batch in batches)
 
     def one_batch(self) -> Iterator[Any]:
         """The first training batch, for ever."""

@@ -33,7 +33,7 @@ class Settings(NamedTuple):
     Attributes:
         repeats: timed runs of each form, of which the median counts.
         quick: the least work that goes through all the code; its numbers mean nothing.
-        pack: a pack of 256-pixel photos (`python -m colorjax.data`), or "".
+        pack: a pack of 256-pixel photos (`python -m colorjax data`), or "".
         photos: a folder of photo files (`config.data.source` "folder"), or "".
         out: where `device` writes, or "".
         pretrain_steps, joint_steps: of the run that `device` trains.
@@ -236,7 +236,7 @@ def _processor() -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """Rows as a Markdown table; the columns are those of all rows, in the order in which they come up."""
-    from colorjax import report
+    from colorjax.evaluation.tables import markdown_table
 
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    return report.table(columns, [[row.get(name, "–") for name in columns] for row in rows])
+    return markdown_table(columns, [[row.get(name, "–") for name in columns] for row in rows])

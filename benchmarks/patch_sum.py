@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks import measure, san_kernels
 from benchmarks.measure import Row, Settings
-from colorjax.aggregation import patch_sum
-from colorjax.attention import unfold
+from colorjax.model.attention import unfold
+from colorjax.ops.patch_sum import patch_sum
 
 TITLE = "Patch sum: milliseconds, and memory over inputs plus outputs"
 

@@ -3,8 +3,8 @@
     python benchmarks/predict.py --checkpoint=runs/paper --out=OUT
 
 The photos are scikit-image's, enlarged to 0.3 to 12 megapixels, and one of --megapixels. Each way runs in processes of
-its own, twice, so that the second start finds its programs compiled. The loop colours one photo after another, each as
-a whole: it reads it with Pillow, runs the network on it alone, scales the colours up bilinearly and writes it with
+its own, twice, so that the second start finds its programs compiled. The loop colors one photo after another, each as
+a whole: it reads it with Pillow, runs the network on it alone, scales the colors up bilinearly and writes it with
 Pillow. `OUT/predict.json` holds the seconds, the processor's seconds and the peak memory.
 """
 
@@ -66,7 +66,7 @@ def write_photos(folder: Path) -> None:
 def measured(way: str, source: Path, target: Path) -> dict[str, float]:
     """Runs one way in a process of its own; its seconds, processor seconds and peak memory in GB (10^9 bytes)."""
     if way == "command line":
-        command = ["-m", "colorjax.predict", str(source), "--out", str(target), "--overwrite"]
+        command = ["-m", "colorjax", "predict", str(source), "--out", str(target), "--overwrite"]
     else:
         command = [__file__, f"--loop={source},{target}", f"--out={_OUT.value}"]
     root = Path(__file__).parent.parent
@@ -90,9 +90,10 @@ def plain_loop(source: Path, target: Path) -> None:
     """What one writes first: a photo after another, each as a whole."""
     import jax.numpy as jnp
 
-    from colorjax import color, steps
-    from colorjax.models import Outputs
-    from colorjax.predict import Predictor
+    from colorjax import color
+    from colorjax.model.colorizer import Outputs
+    from colorjax.model.decode import decode_photo
+    from colorjax.photos.predictor import Predictor
 
     predictor = Predictor(_CHECKPOINT.value)
     target.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,7 @@ def plain_loop(source: Path, target: Path) -> None:
         (prediction,) = predictor.predict([rgb])
         l = color.rgb_to_lab(rgb[None])[..., :1]
         outputs = Outputs(jnp.zeros((1, 1)), jnp.asarray(prediction.ab()[None]))
-        colored = color.to_uint8(steps.colorized(outputs, l, temperature=1.0))[0]
+        colored = color.to_uint8(decode_photo(outputs, l, temperature=1.0))[0]
         Image.fromarray(np.asarray(colored)).save(target / path.name, quality=95)
 
 

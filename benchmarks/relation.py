@@ -10,7 +10,7 @@ from flax import nnx
 
 from benchmarks import measure
 from benchmarks.measure import Row, Settings
-from colorjax.attention import PatchwiseSelfAttention, unfold
+from colorjax.model.attention import PatchwiseSelfAttention, unfold
 
 TITLE = "Relation γ: milliseconds, and gigabytes of inputs, outputs and temporaries"
 

@@ -48,12 +48,12 @@ def rows(settings: Settings) -> list[Row]:
 
 def _save_untrained(folder: Path, *, quick: bool) -> None:
     from benchmarks.joint import config
-    from colorjax import training
-    from colorjax.trained import Trained, save_trained
+    from colorjax.model.program import init_model
+    from colorjax.run.trained import Trained, save_trained
 
     own = config(batch=8, size=32, width=0.25) if quick else config(batch=8)
     names = tuple(map(str, range(101)))
-    save_trained(Trained(own, names, 0, *training.init_model(own, "joint", classes=len(names))), folder)
+    save_trained(Trained(own, names, 0, *init_model(own, "joint", classes=len(names))), folder)
 
 
 def _seconds(*command: str, **environment: str) -> float:
@@ -68,14 +68,14 @@ def _first(what: str, folder: str) -> None:
         import jax
 
         from benchmarks.joint import JointStep
-        from colorjax.config import load_config
+        from colorjax.run.workdir import load_config
 
         step = JointStep.make(load_config(Path(folder)))
         jax.block_until_ready(step.running(step.one_batch())())
     else:
         import numpy as np
 
-        from colorjax.predict import Predictor
+        from colorjax.photos.predictor import Predictor
 
         Predictor(folder).colorize([np.zeros((480, 640, 3), np.uint8)])
 

@@ -1,6 +1,6 @@
 """The paper's model in PyTorch, as the peer of a joint step: the same six networks, parameters and loss.
 
-Only what configs/paper.py chooses is here: strided down-sampling, BatchNorm, γ normalised before the patch is gathered,
+Only what configs/paper.py chooses is here: strided down-sampling, BatchNorm, γ normalized before the patch is gathered,
 attention over all output pixels, 313 bins. The modules have the names of colorjax.networks', so that `load` carries
 colorjax's parameters over by path.
 """
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colorjax.color import NUM_BINS
-from colorjax.networks import scaled
+from colorjax.model.networks import scaled
 
 
 def patch_sum(values: Tensor, weights: Tensor, *, kernel_size: int) -> Tensor:
@@ -221,7 +221,7 @@ class Colorizer(nn.Module):
         self.colorization = Colorization(width=width)
 
     def forward(self, l: Tensor) -> tuple[Tensor, Tensor]:
-        """L, float32 [B, 1, H, W], 0…100 -> class logits [B, classes] and colour logits [B, 313, H/2, W/2]."""
+        """L, float32 [B, 1, H, W], 0…100 -> class logits [B, classes] and color logits [B, 313, H/2, W/2]."""
         low = self.low_level(l / 50 - 1)
         for_class, vector = self.global_features(low)
         return self.classification(for_class), self.colorization(self.fusion(self.mid_level(low), vector))

@@ -1,7 +1,7 @@
-"""Colour: sRGB and Lab, the 313 colour classes, their soft targets, rarity weights and decoding.
+"""Color: sRGB and Lab, the 313 color classes, their soft targets, rarity weights and decoding.
 
 Lab is CIE L*a*b* under D65 for the 2° observer, with scikit-image's constants: L in 0…100, and for
-sRGB colours a in −86.2…98.3 and b in −107.9…94.5. The classes ("bins") are those of Zhang, Isola
+sRGB colors a in −86.2…98.3 and b in −107.9…94.5. The classes ("bins") are those of Zhang, Isola
 and Efros, *Colorful Image Colorization* (ECCV 2016), which the paper takes over.
 """
 
@@ -76,11 +76,11 @@ def lightness(photo: ArrayLike, *, gray: bool) -> jax.Array:
 
 
 def to_pixels(l: ArrayLike, ab: ArrayLike, *, levels: int) -> jax.Array:
-    """Lab to integer sRGB that keeps L, whatever the colour.
+    """Lab to integer sRGB that keeps L, whatever the color.
 
-    Where sRGB has no such colour of that lightness, its chroma is reduced and its hue and L stay. Of each channel's two
+    Where sRGB has no such color of that lightness, its chroma is reduced and its hue and L stay. Of each channel's two
     nearest integers those are taken that together come closest to L: nearest integers alone would be up to half a gray
-    level off, and more for vivid colours.
+    level off, and more for vivid colors.
 
     Args:
         l: floating [..., 1], 0…100.
@@ -166,7 +166,7 @@ def to_uint8(rgb: ArrayLike) -> jax.Array:
 
 @functools.cache
 def ab_bins() -> np.ndarray:
-    """The 313 colour classes, computed from first principles.
+    """The 313 color classes, computed from first principles.
 
     A point p of the step-10 ab grid is a class iff the open square p + (−10, 10)² meets the convex
     hull of the sRGB gamut projected on ab. This equals the array `pts_in_hull` that Zhang et al.
@@ -193,10 +193,10 @@ def ab_bins() -> np.ndarray:
 
 
 def nearest_bin(ab: ArrayLike) -> jax.Array:
-    """The class of each colour: its nearest bin, the lower index on a tie.
+    """The class of each color: its nearest bin, the lower index on a tie.
 
     Args:
-        ab: floating [..., 2]; colours outside of sRGB's −90…100 × −110…100 are clamped to it.
+        ab: floating [..., 2]; colors outside of sRGB's −90…100 × −110…100 are clamped to it.
 
     Returns:
         int32 [...], 0…312.
@@ -205,13 +205,13 @@ def nearest_bin(ab: ArrayLike) -> jax.Array:
 
 
 def soft_targets(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> jax.Array:
-    """Soft-encodes colours over their nearest bins (Zhang et al., section 2.2).
+    """Soft-encodes colors over their nearest bins (Zhang et al., section 2.2).
 
     Args:
-        ab: floating [..., 2]; colours outside of sRGB's −90…100 × −110…100 are clamped to it.
-        neighbors: how many bins share a colour; 1 is the hard one-hot target. Ties go to the lower
+        ab: floating [..., 2]; colors outside of sRGB's −90…100 × −110…100 are clamped to it.
+        neighbors: how many bins share a color; 1 is the hard one-hot target. Ties go to the lower
             index, so exactly this many entries are positive.
-        sigma: width of the Gaussian of the distance in ab that divides the colour among them.
+        sigma: width of the Gaussian of the distance in ab that divides the color among them.
 
     Returns:
         float32 [..., 313]; each sums to 1.
@@ -237,7 +237,7 @@ def shared_bins(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> tup
 
 
 def annealed_mean(logits: ArrayLike, *, temperature: float = 0.38) -> jax.Array:
-    """Decodes class scores to colours (Zhang et al., section 2.3).
+    """Decodes class scores to colors (Zhang et al., section 2.3).
 
     Args:
         logits: floating [..., 313], before the softmax.
@@ -262,7 +262,7 @@ def annealed_mean(logits: ArrayLike, *, temperature: float = 0.38) -> jax.Array:
 
 
 def smooth(prior: ArrayLike, *, sigma: float = 5.0) -> np.ndarray:
-    """Smooths the distribution of colours over the bins: p̃ of Zhang et al., section 2.2.
+    """Smooths the distribution of colors over the bins: p̃ of Zhang et al., section 2.2.
 
     Each bin divides its own share among all bins by a Gaussian of their distance in ab. The shares
     of a bin sum to 1, also at the border of the gamut, so no probability is lost there.
@@ -281,7 +281,7 @@ def smooth(prior: ArrayLike, *, sigma: float = 5.0) -> np.ndarray:
 
 
 def rarity_weights(prior: ArrayLike, *, mix: float = 0.5, sigma: float = 5.0) -> np.ndarray:
-    """The weight v of loss (1) for each class, from the rarity of its colour.
+    """The weight v of loss (1) for each class, from the rarity of its color.
 
     Zhang et al., section 2.2: w ∝ ((1 − λ) p̃ + λ u)^-1, with p̃ the smoothed prior and u uniform
     over the bins that occur (p ≠ 0), scaled so that Σ p w = 1. There p is the prior as given, not
@@ -310,7 +310,7 @@ def rarity_weights(prior: ArrayLike, *, mix: float = 0.5, sigma: float = 5.0) ->
 
 
 def is_gray(ab: ArrayLike, *, threshold: float = 5.0) -> jax.Array:
-    """Whether a photo has no colour worth learning: no |a| or |b| above the threshold.
+    """Whether a photo has no color worth learning: no |a| or |b| above the threshold.
 
     Args:
         ab: floating [..., H, W, 2].

@@ -60,13 +60,13 @@ def ssim(pred: ArrayLike, true: ArrayLike) -> jax.Array:
 
 
 def colorfulness(rgb: ArrayLike) -> jax.Array:
-    """Colourfulness of Hasler and Süsstrunk, *Measuring colourfulness in natural images* (2003).
+    """Colorfulness of Hasler and Süsstrunk, *Measuring colorfulness in natural images* (2003).
 
     Args:
         rgb: [B, H, W, 3], uint8 (0…255) or floating (0…1).
 
     Returns:
-        float32 [B]: 0 is gray, 33 moderately, 59 quite and 109 extremely colourful.
+        float32 [B]: 0 is gray, 33 moderately, 59 quite and 109 extremely colorful.
     """
     rgb = 255 * color.unit_rgb(rgb)
     r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
@@ -101,7 +101,7 @@ def auc(ab_pred: ArrayLike, ab_true: ArrayLike, *, weights: ArrayLike | None = N
 
 
 def ciede2000(lab_pred: ArrayLike, lab_true: ArrayLike) -> jax.Array:
-    """Mean colour difference ΔE₀₀ of a photo's pixels (Sharma, Wu and Dalal 2005).
+    """Mean color difference ΔE₀₀ of a photo's pixels (Sharma, Wu and Dalal 2005).
 
     Args:
         lab_pred, lab_true: floating [B, H, W, 3]: L in 0…100, a and b.

@@ -5,7 +5,8 @@ It starts from configs/paper.py, so what is not set here is the paper's.
 
 from typing import Any
 
-from configs import ablations, paper
+from colorjax.study import rows
+from configs import paper
 
 
 def get_config(row: str = "full") -> Any:
@@ -23,4 +24,4 @@ def get_config(row: str = "full") -> Any:
         s.log_every = 20
         s.eval_every = 500
         s.save_every = 100
-    return ablations.apply(c, row)
+    return rows.apply(c, row)

@@ -7,13 +7,13 @@ from typing import Any
 
 import ml_collections
 
-from configs import ablations
+from colorjax.study import rows
 
 
 def get_config(row: str = "full") -> Any:
     """The configuration of both stages, with the overrides of one ablation row applied."""
     c: Any = ml_collections.ConfigDict()
-    c.seed = 0  # of the initialisation, the shuffling and the augmentation
+    c.seed = 0  # of the initialization, the shuffling and the augmentation
     c.stage = "both"  # both | pretrain | joint; a stage whose `steps` is 0 is left out
 
     c.data = d = ml_collections.ConfigDict()
@@ -24,7 +24,7 @@ def get_config(row: str = "full") -> Any:
     d.resolution = 256  # pixels: the host's square copy of a photo; the margin feeds rotation and scale
     d.image_size = 224  # pixels: the network's input
     d.shuffle_buffer = 8192  # undecoded photos held back for shuffling, some 50 kB each
-    d.prior = ""  # file made by `python -m colorjax.prior`; "" counts it once, into the workdir
+    d.prior = ""  # file made by `python -m colorjax prior`; "" counts it once, into the workdir
 
     c.augment = a = ml_collections.ConfigDict()
     a.rotation = 15.0  # degrees, uniform in ±; the paper rotates, the range is our reading
@@ -47,14 +47,14 @@ def get_config(row: str = "full") -> Any:
     m.output_gate = 0.0  # σ at the start (SAGAN)
     m.output_stride = 2  # the input's size over the output's: 2 (Iizuka), or 4 (Zhang)
     m.fusion = True  # join the global vector to the local map
-    m.head = "bins"  # bins (313 colour classes) | ab (regression)
+    m.head = "bins"  # bins (313 color classes) | ab (regression)
 
     c.loss = s = ml_collections.ConfigDict()
     s.neighbors = 5  # bins of a soft target; 1 is a hard target
     s.sigma = 5.0  # ab units: width of a soft target and of the prior's smoothing
     s.rarity = 0.5  # λ, the share of the uniform distribution in the weights; 1 is no weighting
     s.pixels = "sum"  # sum (loss (1)) | mean, over an image's output pixels
-    s.class_weight = 1.0  # of the class term beside the colour term; 1 with "sum" is loss (1)
+    s.class_weight = 1.0  # of the class term beside the color term; 1 with "sum" is loss (1)
 
     c.decode = ml_collections.ConfigDict()
     c.decode.temperature = 0.38  # of the annealed mean (Zhang); 0 takes the mode, 1 the mean
@@ -73,11 +73,11 @@ def get_config(row: str = "full") -> Any:
     j.carried = ("low_level", "global_features", "classification")
     j.init_from = ""  # a finished pretraining's workdir, or an exported folder; "" is this workdir's own, if it has one
 
-    return ablations.apply(c, row)
+    return rows.apply(c, row)
 
 
 def _stage() -> Any:
-    """Optimisation, none of which the paper gives; and how often a stage reports."""
+    """Optimization, none of which the paper gives; and how often a stage reports."""
     s: Any = ml_collections.ConfigDict()
     s.optimizer = "adam"  # adam | adamw | adadelta (Iizuka)
     s.learning_rate = 1e-3  # its peak; not given either, so Adam's own default

@@ -7,7 +7,8 @@ configs/food64.py's.
 
 from typing import Any
 
-from configs import ablations, food64
+from colorjax.study import rows
+from configs import food64
 
 
 def get_config(row: str = "full") -> Any:
@@ -21,4 +22,4 @@ def get_config(row: str = "full") -> Any:
     j.eval_every = 1_000
     j.eval_photos = 256
     j.save_every = 500
-    return ablations.apply(c, row)
+    return rows.apply(c, row)

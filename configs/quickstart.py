@@ -1,4 +1,4 @@
-"""Both stages on the offline sample, in minutes on two CPU cores: that everything runs, not that it colours well.
+"""Both stages on the offline sample, in minutes on two CPU cores: that everything runs, not that it colors well.
 
 The photographs are the few that scikit-image ships, the width is a quarter, and the steps are some hundred. It starts
 from configs/paper.py, so what is not set here is the paper's.
@@ -6,7 +6,8 @@ from configs/paper.py, so what is not set here is the paper's.
 
 from typing import Any
 
-from configs import ablations, paper
+from colorjax.study import rows
+from configs import paper
 
 
 def get_config(row: str = "full") -> Any:
@@ -24,4 +25,4 @@ def get_config(row: str = "full") -> Any:
         s.log_every = 20
         s.eval_every = 100
         s.save_every = 100
-    return ablations.apply(c, row)
+    return rows.apply(c, row)

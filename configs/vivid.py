@@ -5,19 +5,20 @@
 
 from typing import Any
 
-from configs import ablations, paper
+from colorjax.study import rows
+from configs import paper
 
 
 def get_config(row: str = "full") -> Any:
     """The configuration, with the overrides of one ablation row applied."""
-    return ablations.apply(vivid(paper.get_config()), row)
+    return rows.apply(vivid(paper.get_config()), row)
 
 
 def vivid(config: Any) -> Any:
     """A configuration with the recipe's joint stage, unlocked."""
     c = config.copy_and_resolve_references().unlock()
     c.augment.flip = True
-    # The class keeps a weight beside the colour's, so that the joint stage does not unlearn it.
+    # The class keeps a weight beside the color's, so that the joint stage does not unlearn it.
     c.loss.pixels = "mean"
     j = c.joint
     # Ten times the paper's photographs. BatchNorm's running statistics are of eight times as many.

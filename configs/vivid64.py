@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from configs import ablations, food64
+from colorjax.study import rows
+from configs import food64
 from configs.vivid import vivid
 
 
 def get_config(row: str = "full") -> Any:
     """The configuration, with the overrides of one ablation row applied."""
-    return ablations.apply(vivid(food64.get_config()), row)
+    return rows.apply(vivid(food64.get_config()), row)

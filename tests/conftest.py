@@ -8,8 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from colorjax import checkpointing, data, state, trained, training
-from colorjax.config import claim
+from colorjax import data
+from colorjax.model.program import init_model
+from colorjax.run import sharding
+from colorjax.run.checkpoints import Checkpoints
+from colorjax.run.prior import load_prior
+from colorjax.run.workdir import bind_config, save_class_names
+from colorjax.training.optimizer import init_state, make_optimizer
 from configs import quickstart
 
 
@@ -44,15 +49,15 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.model.output_gate = 0.5
     config.lock()
     workdir = tmp_path_factory.mktemp("untrained")
-    claim(config, workdir)
+    bind_config(config, workdir)
     info = data.dataset_info(config.data)
-    trained.save_class_names(workdir, tuple(info.class_names))
-    params, stats = training.init_model(config, "joint", classes=len(info.class_names))
+    save_class_names(workdir, tuple(info.class_names))
+    params, stats = init_model(config, "joint", classes=len(info.class_names))
     rng = np.random.default_rng(0)
     stats = jax.tree.map(lambda x: x * rng.uniform(0.8, 1.2, x.shape).astype(x.dtype), stats)
-    made = state.init_state(params, stats, state.make_optimizer(config, "joint"), state.make_mesh())
-    checkpoints = checkpointing.Checkpoints(workdir / "joint" / "checkpoints")
+    made = init_state(params, stats, make_optimizer(config, "joint"), sharding.make_mesh())
+    checkpoints = Checkpoints(workdir / "joint" / "checkpoints")
     checkpoints.save(made)
     checkpoints.close()
-    training.load_reference(config, workdir)  # counts the prior
+    load_prior(config, workdir)  # counts the prior
     return workdir

@@ -27,7 +27,7 @@ class Mixed:
         gray: uint8 or uint16 [H, W], the upright photo, if it is gray.
         rgb: uint8 or uint16 [H, W, 3], if it is not.
         alpha: [H, W], if it has any.
-        tolerance: largest difference of a value, for what a lossy format or a colour conversion changes.
+        tolerance: largest difference of a value, for what a lossy format or a color conversion changes.
         refused: a regular expression for the error, if it cannot be read.
     """
 

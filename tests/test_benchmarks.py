@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from colorjax import losses, training
-from colorjax.models import Colorizer, parameter_count
+from colorjax.model.colorizer import Colorizer, parameter_count
+from colorjax.model.program import build_program, init_model
+from colorjax.training import losses
 from configs import paper
 
 CLASSES = 5
@@ -33,8 +34,8 @@ def test_pytorchs_model_gives_the_same_outputs_loss_and_gradients() -> None:
     config: Any = paper.get_config().unlock()
     config.data.image_size = 32
     config.model.update(width=0.25, patch_kernels=(3, 5, 3), output_gate=0.7)
-    program = training.build_program(config, "joint", classes=CLASSES)
-    params, stats = training.init_model(config, "joint", classes=CLASSES)
+    program = build_program(config, "joint", classes=CLASSES)
+    params, stats = init_model(config, "joint", classes=CLASSES)
     rng = np.random.default_rng(0)
     # Away from the zeros and ones that a fresh bias or scale is, so that none can be forgotten.
     params, stats = (

@@ -17,7 +17,7 @@ def cube(levels: int) -> np.ndarray:
 
 
 def exact_colors() -> np.ndarray:
-    """sRGB colours whose ab is a multiple of 1/8: float32 then ranks their distances exactly."""
+    """sRGB colors whose ab is a multiple of 1/8: float32 then ranks their distances exactly."""
     ab = skimage.color.rgb2lab(cube(12))[:, 1:]
     midpoints = np.stack(np.meshgrid(np.arange(-40, 41, 5), np.arange(-40, 41, 5)), axis=-1)
     return np.concatenate([np.round(ab * 8) / 8, midpoints.reshape(-1, 2)])
@@ -218,7 +218,7 @@ def test_lightness_equals_scikit_image():
 
 
 @pytest.mark.parametrize("levels", [255, 65535])
-def test_pixels_keep_their_lightness_whatever_the_colour(levels):
+def test_pixels_keep_their_lightness_whatever_the_color(levels):
     rng = np.random.default_rng(0)
     gray = np.repeat(np.arange(256), 300)
     ab = rng.uniform(-110, 110, (gray.size, 2)) * rng.uniform(0, 1, (gray.size, 1))
@@ -240,7 +240,7 @@ def test_pixels_keep_their_lightness_whatever_the_colour(levels):
     assert turned.max() < {255: 0.1, 65535: 0.001}[levels]
 
 
-def test_pixels_of_colours_that_srgb_has_are_those_colours():
+def test_pixels_of_colors_that_srgb_has_are_those_colors():
     rgb = cube(12)
     lab = skimage.color.rgb2lab(rgb)
     pixels = color.to_pixels(lab[:, :1], lab[:, 1:], levels=255)

@@ -23,7 +23,7 @@ def photos() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def changed(photos) -> np.ndarray:
-    """The same with noise and a shift of colour, uint8."""
+    """The same with noise and a shift of color, uint8."""
     noise = np.random.default_rng(0).normal(0, 12, photos.shape) + np.array([9, -6, -14])
     return np.clip(photos + noise, 0, 255).astype(np.uint8)
 

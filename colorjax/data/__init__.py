@@ -5,7 +5,7 @@
 Stopping at step k and starting again with `start_step=k` continues the very stream, and the
 number of processes does not change which photos make up a global batch.
 
-`python -m colorjax.data` writes a pack: photos decoded once, for many epochs or runs.
+`python -m colorjax data` writes a pack: photos decoded once, for many epochs or runs.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from colorjax.data.batches import SPLITS, Batch, DatasetInfo, Share, Source
+from colorjax.data.batches import SPLITS, Batch, DatasetInfo, Share, Source, center_crop
 
-__all__ = ["Batch", "DatasetInfo", "dataset_info", "eval_batches", "open_source", "train_batches"]
+__all__ = ["Batch", "DatasetInfo", "center_crop", "dataset_info", "eval_batches", "open_source", "train_batches"]
 
 SOURCES = ("food101", "folder", "packed", "sample")
 

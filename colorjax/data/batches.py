@@ -6,12 +6,15 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
 # Threads that read ahead, a batch each. Checksums and copies leave Python's lock to the others.
 _READERS = 3
+
+# Photos: enough to keep a device busy, few enough for an evaluation at 224 pixels in a few gigabytes.
+EVAL_BATCH_SIZE = 32
 
 SPLITS = ("train", "validation", "test")
 
@@ -166,3 +169,24 @@ def _prefetch(read: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Ba
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+
+
+def center_crop(image: Any, size: int) -> Any:
+    """The square of `size` pixels at the center of NumPy's or JAX's [B, S, S, C]: [B, size, size, C].
+
+    Raises:
+        ValueError: if the image is smaller.
+    """
+    height, width = image.shape[1:3]
+    if min(height, width) < size:
+        raise ValueError(
+            f"data.image_size is {size}, but data.resolution gives {height}×{width} pixels; "
+            "make data.resolution at least data.image_size"
+        )
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[:, top : top + size, left : left + size]
+
+
+def eval_batch_size(devices: int) -> int:
+    """Photos in a batch of an evaluation, which the devices divide; every photo counts once, whatever it is."""
+    return -(-EVAL_BATCH_SIZE // devices) * devices

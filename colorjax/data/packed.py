@@ -42,18 +42,18 @@ def open_pack(directory: str, *, resolution: int) -> RowSource:
     if not directory or not root.is_dir():
         raise FileNotFoundError(
             f"config.data.dir={directory!r} is no folder: give a pack's, or write one with "
-            f"`python -m colorjax.data --out={directory or 'DIR'}`"
+            f"`python -m colorjax data --out={directory or 'DIR'}`"
         )
     meta = _read_meta(root)
     if meta is None:
         raise ValueError(
             f"config.data.dir={directory!r} is no pack of colorjax (no meta.json that says so): "
-            "write one with `python -m colorjax.data`, or choose another config.data.source"
+            "write one with `python -m colorjax data`, or choose another config.data.source"
         )
     if meta["version"] != _VERSION:
         raise ValueError(
             f"{root} is a pack of version {meta['version']}, and this program reads version "
-            f"{_VERSION}: write it again with `python -m colorjax.data`"
+            f"{_VERSION}: write it again with `python -m colorjax data`"
         )
     if meta["resolution"] != resolution:
         raise ValueError(
@@ -88,7 +88,7 @@ class _PackRows:
         if wrong.size:
             raise ValueError(
                 f"{self._path}: row {indices[wrong[0]]} fails its checksum, so the pack is "
-                "damaged: delete it and write it again with `python -m colorjax.data`"
+                "damaged: delete it and write it again with `python -m colorjax data`"
             )
         return image, label
 
@@ -106,13 +106,13 @@ def _load(path: Path, *, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} is missing or truncated ({error}): delete the pack and write it again with "
-            "`python -m colorjax.data`"
+            "`python -m colorjax data`"
         ) from error
     if array.shape != shape or array.dtype != dtype:
         raise ValueError(
             f"{path} holds {array.dtype} {array.shape}, and meta.json beside it says "
             f"{np.dtype(dtype)} {shape}: delete the pack and write it again with "
-            "`python -m colorjax.data`"
+            "`python -m colorjax data`"
         )
     return array
 

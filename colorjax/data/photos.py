@@ -85,7 +85,7 @@ class PhotoSource:
 
     def _files(self, split: str) -> Dataset:
         """Undecoded {"image", "label", "id"} examples, always in the same order."""
-        # TFDS shuffled the examples when it wrote (or listed) them, so neighbours are unrelated.
+        # TFDS shuffled the examples when it wrote (or listed) them, so neighbors are unrelated.
         dataset = self._builder.as_dataset(
             split=self._splits[split],
             decoders={"image": tfds.decode.SkipDecoding()},
@@ -170,14 +170,14 @@ class PhotoSource:
 
 
 def decode_photo(file: tf.Tensor, *, resolution: int) -> tf.Tensor:
-    """Decodes a photo, centre-crops it to a square and resizes that.
+    """Decodes a photo, center-crops it to a square and resizes that.
 
-    Shrinking averages the area that each new pixel covers: it keeps mean colours, comes closer
+    Shrinking averages the area that each new pixel covers: it keeps mean colors, comes closer
     to PIL's Lanczos filter than an antialiased triangle does, and takes half its time. A
     transparent PNG is laid over white.
 
     Args:
-        file: string scalar, the bytes of a JPEG or PNG file, gray or colour.
+        file: string scalar, the bytes of a JPEG or PNG file, gray or color.
         resolution: S, in pixels.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Line charts as SVG, to stand inside an HTML page: text and axes take the page's colour."""
+"""Line charts as SVG, to stand inside an HTML page: text and axes take the page's color."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class Line:
 
     Attributes:
         x, y: of equal length; points that are not finite are left out.
-        css: class of the curve, by which the page colours it.
+        css: class of the curve, by which the page colors it.
         label: what a pointer that rests on it is told.
     """
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from colorjax import bootstrap
-from colorjax.evaluate import PER_PHOTO
-from colorjax.study import Run
+from colorjax.evaluation import bootstrap
+from colorjax.evaluation.evaluate import PER_PHOTO
+from colorjax.study.plan import Run
 
 BASELINE = "full"
 METRICS = tuple(name for name in PER_PHOTO if name != "true_colorfulness")
@@ -59,7 +59,7 @@ def summarize(runs: Sequence[Run]) -> list[Summary]:
         if index is not None and not np.array_equal(there, index):
             raise ValueError(
                 f"{path} has other photos than {done[0].evaluation / 'per_photo.csv'}, so the rows cannot be compared; "
-                "evaluate both anew: python -m colorjax.evaluate --workdir=…"
+                "evaluate both anew: python -m colorjax evaluate --workdir=…"
             )
         index = there
         photos[run.row][run.seed] = values
@@ -164,8 +164,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is no per_photo.csv ({type(error).__name__}: {error}); "
-            f"make it anew: python -m colorjax.evaluate --workdir={path.parents[2]}"
+            f"make it anew: python -m colorjax evaluate --workdir={path.parents[2]}"
         ) from error
     if not lines:
-        raise ValueError(f"{path} has no photo; make it anew: python -m colorjax.evaluate --workdir={path.parents[2]}")
+        raise ValueError(f"{path} has no photo; make it anew: python -m colorjax evaluate --workdir={path.parents[2]}")
     return index, values

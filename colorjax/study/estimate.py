@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from colorjax import color, data, report, state, steps, training
-from colorjax.progress import duration
-from colorjax.study import Run
+from colorjax import color, data
+from colorjax.evaluation.tables import markdown_table
+from colorjax.model.program import build_program, init_model
+from colorjax.run import sharding
+from colorjax.run.prior import load_prior
+from colorjax.run.workdir import metrics_file
+from colorjax.study.plan import Run
+from colorjax.training.optimizer import init_state, make_optimizer
+from colorjax.training.progress import duration
+from colorjax.training.step import color_reference, make_train_step
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +55,7 @@ def plan_table(runs: Sequence[Run], seconds: dict[Path, float]) -> str:
                 duration(todo * each) if each and todo else "–",
             ]
         )
-    table = report.table(["run", "is", "steps left", "photos left", "s a step", "time left"], lines)
+    table = markdown_table(["run", "is", "steps left", "photos left", "s a step", "time left"], lines)
     end = f"In all {photos:,} photos, some {duration(left)} of training steps one after the other"
     if unknown:
         end += f", and the {unknown} runs whose speed is not known"
@@ -92,7 +99,7 @@ def seconds_per_step(runs: Iterable[Run], *, measured_in: Iterable[Run], time_th
 
 
 def _recorded(run: Run) -> float | None:
-    path = run.workdir / run.stage / "metrics.jsonl"
+    path = metrics_file(run.workdir, run.stage)
     if not path.exists():
         return None
     speeds = []
@@ -127,29 +134,25 @@ def _program(run: Run) -> str:
 def _timed(run: Run) -> float:
     config, stage = run.config, run.stage
     own = config[stage]
-    mesh = state.make_mesh()
+    mesh = sharding.make_mesh()
     classes = len(data.dataset_info(config.data).class_names)
-    program = training.build_program(config, stage, classes=classes)
-    optimizer = state.make_optimizer(config, stage)
+    program = build_program(config, stage, classes=classes)
+    optimizer = make_optimizer(config, stage)
     reference = None
     if stage == "joint":
         # The time depends on no value; with the true ones the compiled program may be the run's own.
-        uniform = jnp.full(color.NUM_BINS, 1 / color.NUM_BINS, jnp.float32)
-        there = Path(config.data.prior).exists()
-        reference = (
-            training.load_reference(config, run.workdir)
-            if there
-            else steps.Reference(uniform, jnp.ones(color.NUM_BINS, jnp.float32))
-        )
-    step = steps.make_train_step(program, optimizer, config, stage, reference=reference, mesh=mesh)
-    params, stats = training.init_model(config, stage, classes=classes)
-    current = state.init_state(params, stats, optimizer, mesh, average=own.ema > 0)
+        uniform = np.full(color.NUM_BINS, 1 / color.NUM_BINS)
+        counted = Path(config.data.prior).exists()
+        reference = color_reference(load_prior(config, run.workdir).p if counted else uniform, config)
+    step = make_train_step(program, optimizer, config, stage, reference=reference, mesh=mesh)
+    params, stats = init_model(config, stage, classes=classes)
+    current = init_state(params, stats, optimizer, mesh, average=own.ema > 0)
     batches = data.train_batches(config.data, batch_size=own.batch_size, seed=config.seed)
     times = []
     for _ in range(1 + _TIMED_STEPS):
         start = time.perf_counter()
         logged: Any
-        current, logged = step(current, state.to_devices(next(batches), mesh))
+        current, logged = step(current, sharding.to_devices(next(batches), mesh))
         jax.block_until_ready((current, logged))
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])

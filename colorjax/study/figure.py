@@ -1,4 +1,4 @@
-"""The study's figure, after the paper's figure 2: a few fixed test photos as every row colours them."""
+"""The study's figure, after the paper's figure 2: a few fixed test photos as every row colors them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from colorjax import color, data, report, state, steps
-from colorjax.study import Run
-from colorjax.trained import load_trained
+from colorjax import color, data
+from colorjax.data.batches import center_crop
+from colorjax.model.decode import decode_photo
+from colorjax.model.program import Tree
+from colorjax.run import compilation
+from colorjax.run.pictures import to_gray
+from colorjax.run.trained import load_trained
+from colorjax.study.plan import Run
 
 _PHOTOS = 6
 _GAP = 4  # pixels
@@ -29,21 +34,21 @@ def color_photos(run: Run) -> None:
         mine = wanted[(wanted >= place * 64) & (wanted < (place + 1) * 64)] - place * 64
         if len(mine):
             there = batch["mask"][mine] > 0
-            photos.append(np.asarray(steps.cropped(batch["image"][mine[there]], trained.config)))
+            photos.append(np.asarray(center_crop(batch["image"][mine[there]], trained.config.data.image_size)))
     true = np.concatenate(photos)
 
-    def predict(params: state.Tree, stats: state.Tree, rgb: jax.Array) -> jax.Array:
+    def predict(params: Tree, stats: Tree, rgb: jax.Array) -> jax.Array:
         l = color.rgb_to_lab(rgb)[..., :1]
         outputs, _ = program(params, stats, l, train=False)
-        return color.to_uint8(steps.colorized(outputs, l, temperature=trained.config.decode.temperature))
+        return color.to_uint8(decode_photo(outputs, l, temperature=trained.config.decode.temperature))
 
-    predicted = jax.jit(predict, compiler_options=state.compiler_options())(
+    predicted = jax.jit(predict, compiler_options=compilation.compiler_options())(
         trained.params, trained.stats, jnp.asarray(true)
     )
     # Whole or not at all, as this process may be killed.
     unfinished = _path(run).with_suffix(".tmp")
     with unfinished.open("wb") as f:
-        np.savez_compressed(f, step=trained.step, gray=report.to_gray(true), predicted=np.asarray(predicted), true=true)
+        np.savez_compressed(f, step=trained.step, gray=to_gray(true), predicted=np.asarray(predicted), true=true)
     unfinished.replace(_path(run))
 
 

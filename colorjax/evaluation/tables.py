@@ -1,0 +1,32 @@
+"""Tables: Markdown for people, CSV for programs."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; numbers with four significant digits, right-aligned."""
+    cells = [[f"{x:.4g}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    lines = [
+        "| " + " | ".join(h.ljust(w) for h, w in zip(header, widths, strict=True)) + " |",
+        "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|",
+    ]
+    for row in cells:
+        padded = [x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("| " + " | ".join(padded) + " |")
+    return "\n".join(lines)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Writes a table; numbers with the seven digits of a float32, and nothing in the place of a NaN."""
+
+    def cell(x: object) -> object:
+        return x if not isinstance(x, float) else "" if math.isnan(x) else f"{x:.7g}"
+
+    with path.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([cell(x) for x in row] for row in rows)

@@ -1,0 +1,172 @@
+"""The model card of an exported colorizer: README.md for the Hugging Face Hub, with nothing in it that was not read."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from colorjax import data
+from colorjax.run.trained import Trained
+from colorjax.run.workdir import evaluation_dir
+
+_log = logging.getLogger(__name__)
+
+# Of a data set: how it is named in a sentence, its name on the Hub, and the rights in its photographs.
+_DATA_SETS = {
+    "food101": (
+        "[Food-101](https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/) "
+        "(Bossard, Guillaumin, Van Gool, ECCV 2014)",
+        "ethz/food101",
+        "Food-101's photographs belong to their owners and are for scientific use by the data set's terms; anything\n"
+        "beyond must be settled with them.",
+    ),
+    "sample": (
+        "crops of the few photographs that scikit-image ships, which shows that everything runs and no more",
+        "",
+        "The photographs come with scikit-image, whose repository names their licenses.",
+    ),
+}
+
+
+def render(trained: Trained, workdir: Path) -> str:
+    """The card in Markdown, with its YAML front matter.
+
+    Args:
+        trained: what is exported.
+        workdir: where it comes from. If `evaluation/test/metrics.json` lies there and is of the same step, its figures
+            are in the card; else the card says that there are none.
+    """
+    config = trained.config
+    name = _data_name(config)
+    unknown = f"the data set `{name}`", "", "The rights in the photographs are those of that data set."
+    title, hub_name, rights = _DATA_SETS.get(name, unknown)
+    record = _metrics(workdir, trained.step)
+    size, parameters = config.data.image_size, sum(x.size for x in jax.tree.leaves(trained.params))
+    return f"""---
+{_front_matter(hub_name, record)}
+---
+
+# A colorizer of grayscale photographs
+
+A network of colorjax, a JAX reproduction of *Automatic colorization of grayscale images with self-attention*
+(Shimokawa, Kurosaki, Ochi): it is given the lightness of a photograph and answers with its color, and with scores for
+{len(trained.class_names)} class labels. {parameters / 1e6:.1f} M parameters, made for {size}×{size} pixels.
+`config.json` holds the configuration, `classes.json` the labels.
+
+## Intended use
+
+Coloring photographs that resemble what it was trained on, and research on colorization. **The colors are a guess, and
+no evidence of what the scene looked like.** Where you show such a picture, say that it was colored.
+
+## Limits
+
+- It knows no other photographs than those below; on other subjects (people, landscapes) its colors mean nothing.
+- Whole regions can be colored wrongly.
+- The class label is a by-product of training, not a classifier to rely on.
+
+## Training
+
+Photographs: {title}, as {size}×{size} pixels.
+{_pretraining(config)}
+All networks were then trained together, {trained.step:,} steps of {config.joint.batch_size} photographs.
+
+## Evaluation
+
+{_evaluation(record)}
+
+## Loading
+
+```python
+from colorjax.trained import load_trained
+from huggingface_hub import snapshot_download
+
+trained = load_trained(snapshot_download("OWNER/NAME"))
+# l: float32 [B, {size}, {size}, 1], 0…100
+outputs, _ = trained.program()(trained.params, trained.stats, l, train=False)
+```
+
+Any program that reads safetensors can take the parameters: a tensor's key is the path of its network and layer with
+dots; kernels are `[height, width, in, out]` or `[in, out]`.
+
+## Licenses
+
+The repository of the code stated no license when this card was written, so the card can grant none: ask its authors.
+{rights} None of them is in this folder.
+"""
+
+
+def _front_matter(hub_name: str, record: dict[str, Any] | None) -> str:
+    front: dict[str, Any] = {
+        "library_name": "colorjax",
+        "license": "other",
+        "license_name": "not-stated",
+        "license_link": "README.md",
+        "pipeline_tag": "image-to-image",
+        "tags": ["colorization", "image-colorization", "jax", "flax", "self-attention"],
+    }
+    if hub_name:
+        front["datasets"] = [hub_name]
+    if record:
+        measured = {"accuracy" if key == "top1" else key: x for key, x in record["rows"]["model"].items()}
+        front["metrics"] = list(measured)
+        if hub_name:
+            result = {
+                "task": {"type": "image-to-image", "name": "Colorization"},
+                "dataset": {"type": hub_name, "name": hub_name, "split": record["split"]},
+                "metrics": [{"type": key, "value": x} for key, x in measured.items()],
+            }
+            front["model-index"] = [{"name": "colorjax", "results": [result]}]
+    # JSON is YAML, quoting included.
+    return "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
+
+
+def _pretraining(config: Any) -> str:
+    if not config.joint.init_from and config.pretrain.steps == 0:
+        return "All networks started from scratch."
+    of_this_run = f", {config.pretrain.steps:,} steps of {config.pretrain.batch_size}"
+    return (
+        f"These networks were pretrained{'' if config.joint.init_from else f' as a classifier{of_this_run}'}: "
+        f"{', '.join(config.joint.carried)}."
+    )
+
+
+def _data_name(config: Any) -> str:
+    if config.data.source != "packed":
+        return config.data.source
+    try:
+        return data.dataset_info(config.data).name
+    except (FileNotFoundError, ValueError):
+        return "packed"  # the pack is not here, and it alone knows what it was made from
+
+
+def _metrics(workdir: Path, step: int) -> dict[str, Any] | None:
+    path = evaluation_dir(workdir, "test") / "metrics.json"
+    if not path.exists():
+        _log.warning("%s is not there, so the model card has no metrics: python -m colorjax evaluate makes them", path)
+        return None
+    record = json.loads(path.read_text())
+    if record["stage"] != "joint" or record["step"] != step:
+        _log.warning(
+            "%s is of the %s stage's step %d and not of the joint stage's %d, so the model card has no metrics: "
+            "python -m colorjax evaluate makes new ones",
+            path,
+            record["stage"],
+            record["step"],
+            step,
+        )
+        return None
+    return record
+
+
+def _evaluation(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "This checkpoint has not been evaluated."
+    # Here, since evaluation needs Orbax, and a folder without metrics does not.
+    from colorjax.evaluation.evaluate import as_table
+
+    return (
+        f"On the center crops of {record['photos']:,} photographs of the {record['split']} split, beside answers that "
+        f"need no network:\n\n{as_table(record['rows'])}"
+    )

@@ -1,0 +1,169 @@
+"""The two models of the paper's two stages.
+
+`Classifier` has three of the six networks, `Colorizer` all of them. A network stands under the same name in both, so a
+parameter's path, `low_level/…`, is the same too, and pretraining is carried over by path (checkpointing.graft).
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from colorjax.color import NUM_BINS
+from colorjax.model import networks
+
+SHARED = ("low_level", "global_features", "classification")
+"""The networks of both models, which pretraining can hand to the joint stage."""
+
+UNUSED_BY_CLASSIFIER = ("global_features.dense3", "global_features.norm3")
+"""Layers of those networks that only the fusion reads, so that the Classifier has but does not train them."""
+
+_HINT_STEP = 0.02  # of the length of the vector that a class hint moves
+_HINT_CERTAINTY = 0.9  # the class's probability at which it has arrived
+
+
+class Outputs(NamedTuple):
+    """What a model says of a batch, float32.
+
+    Attributes:
+        class_logits: [B, classes].
+        color: [B, h, w, 313] logits of the ab bins, or [B, h, w, 2] ab (regression); None from the Classifier.
+    """
+
+    class_logits: jax.Array
+    color: jax.Array | None
+
+
+class Classifier(nnx.Module):
+    """Low-level, global and classification network: stage 1."""
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        classes: int,
+        image_size: int,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        config: the `model` section of the configuration.
+        classes: number of class labels.
+        image_size: pixels, of the square photographs that it is trained on; a multiple of 8.
+        rngs: source of the initial parameters.
+        """
+        if image_size % 8 or image_size < 32:
+            raise ValueError(f"data.image_size is {image_size}; it must be a multiple of 8, 32 or more")
+        dtype = compute_dtype(config)
+        norm = networks.norm_factory(config.norm, dtype=dtype, rngs=rngs)
+        common = {"width": config.width, "norm": norm, "dtype": dtype, "rngs": rngs}
+        self.low_level = networks.LowLevelFeatures(
+            downsampling=config.downsampling,
+            patch_kernels=tuple(config.patch_kernels) if config.patch_attention else (),
+            patch_relation_ratio=config.patch_relation_ratio,
+            patch_output_ratio=config.patch_output_ratio,
+            patch_share=config.patch_share,
+            patch_relation_norm=config.patch_relation_norm,
+            **common,
+        )
+        self.global_features = networks.GlobalFeatures(image_size=image_size, **common)
+        self.classification = networks.Classification(classes=classes, **common)
+
+    def __call__(self, l: jax.Array) -> Outputs:
+        """l: float32 [B, image_size, image_size, 1], 0…100."""
+        for_class, _ = self.global_features(self.low_level(_normalized(l)))
+        return Outputs(self.classification(for_class), None)
+
+
+class Colorizer(Classifier):
+    """All six networks: stage 2, and prediction."""
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        classes: int,
+        image_size: int,
+        rngs: nnx.Rngs,
+    ):
+        """As Classifier."""
+        super().__init__(config, classes=classes, image_size=image_size, rngs=rngs)
+        if config.head not in ("bins", "ab"):
+            raise ValueError(f"model.head is {config.head!r}; it must be 'bins' or 'ab'")
+        dtype = compute_dtype(config)
+        norm = networks.norm_factory(config.norm, dtype=dtype, rngs=rngs)
+        common = {"width": config.width, "norm": norm, "dtype": dtype, "rngs": rngs}
+        self.regression = config.head == "ab"
+        self.mid_level = networks.MidLevelFeatures(**common)
+        self.fusion = networks.Fusion(**common) if config.fusion else None
+        self.colorization = networks.Colorization(
+            outputs=2 if self.regression else NUM_BINS,
+            output_stride=config.output_stride,
+            output_attention=config.output_attention,
+            output_gate=config.output_gate,
+            **common,
+        )
+
+    def __call__(self, l: jax.Array, *, global_l: jax.Array | None = None, hint: jax.Array | None = None) -> Outputs:
+        """Color and class of a batch.
+
+        Args:
+            l: float32 [B, H, W, 1], 0…100; H and W multiples of 8.
+            global_l: float32 [B, image_size, image_size, 1]: what the global network sees instead of `l`. Needed where
+                `l` has another size; another photograph's gives its style (Iizuka, section 6.3).
+            hint: int32 [B], a class each, which the global features are moved to before the fusion.
+        """
+        low = self.low_level(_normalized(l))
+        global_low = low if global_l is None else self.low_level(_normalized(global_l))
+        for_class, vector = self.global_features(global_low)
+        if hint is not None:
+            for_class = self._moved(for_class, hint)
+            vector = self.global_features.for_fusion(for_class)
+        local = self.mid_level(low)
+        color = self.colorization(self.fusion(local, vector) if self.fusion else local)
+        # Iizuka's sigmoid output, 0…1, stands for ab of −128…128.
+        color = 256 * (nnx.sigmoid(color) - 0.5) if self.regression else color
+        return Outputs(self.classification(for_class), color)
+
+    def _moved(self, for_class: jax.Array, hint: jax.Array) -> jax.Array:
+        """The vector for the classification, moved until the classification says `hint`, or it has moved by its length.
+
+        Downhill in the class loss, by steps of a fixed share of the vector's length, within what ReLU can give.
+        """
+
+        def log_probability(x: jax.Array) -> jax.Array:
+            scores = jax.nn.log_softmax(self.classification(x))
+            return jnp.take_along_axis(scores, hint[:, None], axis=-1)[:, 0]
+
+        length = jnp.linalg.norm(for_class, axis=-1, keepdims=True)
+
+        def step(_: int, x: jax.Array) -> jax.Array:
+            value, pull = jax.vjp(log_probability, x)
+            (gradient,) = pull(jnp.ones_like(value))
+            # What ReLU holds at 0 does not use up the step.
+            gradient = jnp.where((x > 0) | (gradient > 0), gradient, 0)
+            norm = jnp.linalg.norm(gradient, axis=-1, keepdims=True)
+            moved = nnx.relu(x + _HINT_STEP * length * gradient / jnp.maximum(norm, 1e-12))
+            return jnp.where(value[:, None] < math.log(_HINT_CERTAINTY), moved, x)
+
+        return jax.lax.fori_loop(0, round(1 / _HINT_STEP), step, for_class)
+
+
+def compute_dtype(config: Any) -> jnp.dtype:
+    """The dtype that the `model` section asks for: of activations; parameters and losses are float32."""
+    name = config.dtype
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"model.dtype is {config.dtype!r}; it must be float32, bfloat16 or auto")
+    return jnp.dtype(name)
+
+
+def parameter_count(model: nnx.Module) -> int:
+    """Number of trained scalars."""
+    return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def _normalized(l: jax.Array) -> jax.Array:
+    return l / 50 - 1

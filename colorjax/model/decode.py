@@ -1,0 +1,42 @@
+"""From the colorizer's outputs to ab, and from ab to a photo. Training, evaluation and prediction share it."""
+
+import jax
+import jax.numpy as jnp
+
+from colorjax import color
+from colorjax.model.colorizer import Outputs
+
+
+def decode_ab(outputs: Outputs, *, temperature: float) -> jax.Array:
+    """The ab that a Colorizer predicts: float32 [B, h, w, 2] at the output's size.
+
+    Args:
+        outputs: of the Colorizer. Logits are decoded by the annealed mean; a regression's ab is returned as it is.
+        temperature: of the annealed mean.
+    """
+    assert outputs.color is not None
+    if outputs.color.shape[-1] == 2:
+        return outputs.color
+    return color.annealed_mean(outputs.color, temperature=temperature)
+
+
+def compose_photo(l: jax.Array, ab: jax.Array) -> jax.Array:
+    """A photo from its lightness and an ab of any size.
+
+    Args:
+        l: float32 [B, H, W, 1], 0…100.
+        ab: float32 [B, h, w, 2], resized bilinearly.
+
+    Returns:
+        float32 [B, H, W, 3], sRGB, 0…1.
+    """
+    ab = jax.image.resize(ab, (*l.shape[:3], 2), "bilinear")
+    return color.lab_to_rgb(jnp.concatenate([l, ab], axis=-1))
+
+
+def decode_photo(outputs: Outputs, l: jax.Array, *, temperature: float) -> jax.Array:
+    """The photo that a Colorizer predicts, with the given lightness: float32 [B, H, W, 3], sRGB, 0…1.
+
+    Arguments as of `decode_ab` and `compose_photo`.
+    """
+    return compose_photo(l, decode_ab(outputs, temperature=temperature))

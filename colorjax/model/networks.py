@@ -1,0 +1,314 @@
+"""The paper's six networks, by its names.
+
+Layer sizes are Iizuka's (SIGGRAPH 2016, table 1), multiplied by `width`. All maps are channels-last. Every
+convolution is 3×3 with zero padding 1 and is followed by a normalization and ReLU, the output's excepted; up-sampling
+is nearest-neighbor.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+
+from colorjax.model.attention import PatchwiseAttentionBlock, SelfAttention
+from colorjax.ops.convolution import halving_convolution
+
+NormFactory = Callable[[int], nnx.Module]
+"""features -> a normalization over the last axis."""
+
+_he = nnx.initializers.he_normal()
+
+
+def norm_factory(kind: str, *, dtype: DTypeLike, rngs: nnx.Rngs) -> NormFactory:
+    """How every network normalizes: `batch` (Iizuka, SAN) or `group` (up to 32 groups, Wu & He 2018).
+
+    Raises:
+        ValueError: for any other `kind`.
+    """
+    if kind == "batch":
+        # 0.9 forgets a statistic in some ten steps, since the paper's joint stage has 2,000 only.
+        return partial(nnx.BatchNorm, momentum=0.9, dtype=dtype, rngs=rngs)
+    if kind == "group":
+        return lambda features: nnx.GroupNorm(
+            features, num_groups=min(32, max(1, features // 4)), dtype=dtype, rngs=rngs
+        )
+    raise ValueError(f"model.norm is {kind!r}; it must be 'batch' or 'group'")
+
+
+class ConvBlock(nnx.Module):
+    """3×3 convolution, normalization, ReLU: [B, H, W, in] -> [B, H/stride, W/stride, out]."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        stride: int = 1,
+        norm: NormFactory,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = nnx.Conv(
+            in_features,
+            out_features,
+            (3, 3),
+            strides=stride,
+            padding=1,
+            use_bias=False,  # the normalization brings one
+            kernel_init=_he,
+            conv_general_dilated=halving_convolution if stride == 2 else lax.conv_general_dilated,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm = norm(out_features)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.relu(self.norm(self.conv(x)))
+
+
+class MaxPool(nnx.Module):
+    """2×2 maxima: [B, H, W, C] -> [B, H/2, W/2, C]."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.max_pool(x, (2, 2), strides=(2, 2))
+
+
+class LowLevelFeatures(nnx.Module):
+    """Low-level features network: [B, H, W, 1] -> [B, H/8, W/8, 512·width].
+
+    Three resolutions of two convolutions each, the first of which halves the size; after them, if `patch_kernels` is
+    not empty, a patchwise self-attention block (SAN, [3] of the paper) with that resolution's kernel.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: float,
+        downsampling: str,
+        patch_kernels: Sequence[int],
+        patch_relation_ratio: int,
+        patch_output_ratio: int,
+        patch_share: int,
+        patch_relation_norm: Literal["before", "after"],
+        norm: NormFactory,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        if downsampling not in ("stride", "pool"):
+            raise ValueError(f"model.downsampling is {downsampling!r}; it must be 'stride' or 'pool'")
+        if patch_kernels and len(patch_kernels) != 3:
+            raise ValueError(
+                f"model.patch_kernels is {tuple(patch_kernels)}; it must name three sizes, one for each resolution"
+            )
+        block = partial(ConvBlock, norm=norm, dtype=dtype, rngs=rngs)
+        layers: list[nnx.Module] = []
+        features = 1
+        for level, (first, second) in enumerate(((64, 128), (128, 256), (256, 512))):
+            first, second = scaled(first, width), scaled(second, width)
+            if downsampling == "stride":
+                layers.append(block(features, first, stride=2))
+            else:
+                layers += [block(features, first), MaxPool()]
+            layers.append(block(first, second))
+            features = second
+            if patch_kernels:
+                layers.append(
+                    PatchwiseAttentionBlock(
+                        features,
+                        kernel_size=patch_kernels[level],
+                        relation_ratio=patch_relation_ratio,
+                        output_ratio=patch_output_ratio,
+                        share=patch_share,
+                        relation_norm=patch_relation_norm,
+                        norm=norm,
+                        dtype=dtype,
+                        rngs=rngs,
+                    )
+                )
+        self.layers = nnx.List(layers)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return _chain(self.layers, x)
+
+
+class GlobalFeatures(nnx.Module):
+    """Global features network: [B, H/8, W/8, 512·width] -> the vectors [B, 512·width] and [B, 256·width].
+
+    The first vector feeds the classification network, the second the fusion (Iizuka, figure 2). The first fully
+    connected layer ties the network to the input size it was made for.
+    """
+
+    def __init__(self, *, width: float, image_size: int, norm: NormFactory, dtype: DTypeLike, rngs: nnx.Rngs):
+        block = partial(ConvBlock, norm=norm, dtype=dtype, rngs=rngs)
+        dense = partial(nnx.Linear, use_bias=False, kernel_init=_he, dtype=dtype, rngs=rngs)
+        c512, c1024, c256 = scaled(512, width), scaled(1024, width), scaled(256, width)
+        self.map_size = image_size // 8
+        end = -(-image_size // 32)
+        self.convs = nnx.List(
+            [
+                block(c512, c512, stride=2),
+                block(c512, c512),
+                block(c512, c512, stride=2),
+                block(c512, c512),
+            ]
+        )
+        self.dense1, self.norm1 = dense(end * end * c512, c1024), norm(c1024)
+        self.dense2, self.norm2 = dense(c1024, c512), norm(c512)
+        self.dense3, self.norm3 = dense(c512, c256), norm(c256)
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if x.shape[1:3] != (self.map_size, self.map_size):
+            raise ValueError(
+                f"the global features network was made for a {self.map_size}×{self.map_size} map, "
+                f"it got {x.shape[1]}×{x.shape[2]}: give the Colorizer a `global_l` of the size it "
+                f"was trained on ({self.map_size * 8})"
+            )
+        x = _chain(self.convs, x)
+        x = nnx.relu(self.norm1(self.dense1(x.reshape(x.shape[0], -1))))
+        x = nnx.relu(self.norm2(self.dense2(x)))
+        return x, self.for_fusion(x)
+
+    def for_fusion(self, for_class: jax.Array) -> jax.Array:
+        """The vector that the fusion takes, of the one that the classification takes."""
+        return nnx.relu(self.norm3(self.dense3(for_class)))
+
+
+class MidLevelFeatures(nnx.Module):
+    """Mid-level features network: [B, H/8, W/8, 512·width] -> [B, H/8, W/8, 256·width]."""
+
+    def __init__(self, *, width: float, norm: NormFactory, dtype: DTypeLike, rngs: nnx.Rngs):
+        block = partial(ConvBlock, norm=norm, dtype=dtype, rngs=rngs)
+        c512, c256 = scaled(512, width), scaled(256, width)
+        self.layers = nnx.List([block(c512, c512), block(c512, c256)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return _chain(self.layers, x)
+
+
+class Fusion(nnx.Module):
+    """Fusion network: the global vector [B, 256·width] at every place of the map [B, h, w, 256·width] -> the map's
+    shape.
+
+    A 1×1 convolution of the concatenation, computed as the sum of its two halves, so that the vector is multiplied once
+    and not at every place.
+    """
+
+    def __init__(self, *, width: float, norm: NormFactory, dtype: DTypeLike, rngs: nnx.Rngs):
+        features = scaled(256, width)
+        # Each half sees half of the concatenation's fan-in, hence half of He's variance.
+        init = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        linear = partial(
+            nnx.Linear,
+            features,
+            features,
+            use_bias=False,
+            kernel_init=init,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.local, self.vector, self.norm = linear(), linear(), norm(features)
+
+    def __call__(self, local: jax.Array, vector: jax.Array) -> jax.Array:
+        return nnx.relu(self.norm(self.local(local) + self.vector(vector)[:, None, None, :]))
+
+
+class Colorization(nnx.Module):
+    """Colorization network: [B, H/8, W/8, 256·width] -> [B, H/stride, W/stride, outputs], float32.
+
+    `output_attention` (`full`, `pooled` or `none`) is SAGAN's self-attention ([4] of the paper) before the output
+    convolution. With `output_stride` 4 the second up-sampling is left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: float,
+        outputs: int,
+        output_stride: int,
+        output_attention: str,
+        output_gate: float,
+        norm: NormFactory,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        if output_stride not in (2, 4):
+            raise ValueError(f"model.output_stride is {output_stride}; it must be 2 or 4")
+        if output_attention not in ("full", "pooled", "none"):
+            raise ValueError(f"model.output_attention is {output_attention!r}; it must be 'full', 'pooled' or 'none'")
+        block = partial(ConvBlock, norm=norm, dtype=dtype, rngs=rngs)
+        c256, c128, c64, c32 = (scaled(n, width) for n in (256, 128, 64, 32))
+        self.eighth = block(c256, c128)
+        self.quarter = nnx.List([block(c128, c64), block(c64, c64)])
+        self.last = block(c64, c32)
+        self.upsample_last = output_stride == 2
+        self.attention = (
+            None
+            if output_attention == "none"
+            else SelfAttention(
+                c32,
+                pooled=output_attention == "pooled",
+                gate_init=output_gate,
+                dtype=dtype,
+                rngs=rngs,
+            )
+        )
+        self.output = nnx.Conv(
+            c32,
+            outputs,
+            (3, 3),
+            padding=1,
+            kernel_init=nnx.initializers.lecun_normal(),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = upsample(self.eighth(x))
+        x = _chain(self.quarter, x)
+        x = self.last(upsample(x) if self.upsample_last else x)
+        if self.attention is not None:
+            x = self.attention(x)
+        return self.output(x).astype(jnp.float32)
+
+
+class Classification(nnx.Module):
+    """Classification network: the global network's [B, 512·width] -> class logits [B, classes], float32."""
+
+    def __init__(self, *, width: float, classes: int, norm: NormFactory, dtype: DTypeLike, rngs: nnx.Rngs):
+        c512, c256 = scaled(512, width), scaled(256, width)
+        self.dense = nnx.Linear(c512, c256, use_bias=False, kernel_init=_he, dtype=dtype, rngs=rngs)
+        self.norm = norm(c256)
+        self.output = nnx.Linear(c256, classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.output(nnx.relu(self.norm(self.dense(x)))).astype(jnp.float32)
+
+
+def scaled(features: int, width: float) -> int:
+    """`features`·`width`, which must come out whole.
+
+    Raises:
+        ValueError: if it does not; multiples of 1/4 always do.
+    """
+    n = features * width
+    if n != int(n) or width < 0.25:
+        raise ValueError(
+            f"model.width is {width}, which makes {features} channels {n}; take a multiple of 1/8 from 1/4 on"
+        )
+    return int(n)
+
+
+def upsample(x: jax.Array) -> jax.Array:
+    """Nearest-neighbor, twofold: [B, H, W, C] -> [B, 2H, 2W, C]."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def _chain(layers: Sequence[Callable[[jax.Array], jax.Array]], x: jax.Array) -> jax.Array:
+    for layer in layers:
+        x = layer(x)
+    return x

@@ -1,0 +1,86 @@
+"""A model as a pure function of its parameters and running statistics: built, initialized, called."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+
+from colorjax.model.colorizer import Classifier, Colorizer
+
+Tree = dict[str, Any]
+"""Nested dicts of arrays, keyed by the names of networks and layers."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """An NNX model as a pure function of its parameters and statistics, traced once and never mutated."""
+
+    graphdef: Any
+
+    @classmethod
+    def split(cls, model: nnx.Module) -> tuple["Program", Tree, Tree]:
+        """The function, the parameters and the statistics of a model."""
+        graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        return cls(graphdef), _named(nnx.to_pure_dict(params)), _named(nnx.to_pure_dict(stats))
+
+    def __call__(self, params: Tree, stats: Tree, *args: Any, train: bool, **kwargs: Any) -> tuple[Any, Tree]:
+        """The model's outputs, and the statistics after the call: changed if `train`."""
+        model = self.merged(params, stats)
+        if train:
+            model.train()
+        else:
+            model.eval()
+        outputs = model(*args, **kwargs)
+        return outputs, _named(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    def merged(self, params: Tree, stats: Tree) -> nnx.Module:
+        """The NNX model with these parameters and statistics."""
+        return nnx.merge(self.graphdef, _numbered(params), _numbered(stats))
+
+
+def abstract_model(config: Any, stage: str, *, classes: int) -> tuple[Program, Tree, Tree]:
+    """A stage's model, with its parameters and statistics as shapes (jax.ShapeDtypeStruct) only.
+
+    Args:
+        config: see configs/paper.py.
+        stage: "pretrain" for a Classifier, "joint" for a Colorizer.
+        classes: number of class labels.
+
+    Raises:
+        ValueError: if no such model can be built.
+    """
+    return Program.split(nnx.eval_shape(_constructor(config, stage, classes), jax.random.key(0)))
+
+
+def build_program(config: Any, stage: str, *, classes: int) -> Program:
+    """A stage's model as a function, without making any parameters; arguments and errors as `abstract_model`."""
+    return abstract_model(config, stage, classes=classes)[0]
+
+
+def init_model(config: Any, stage: str, *, classes: int) -> tuple[Tree, Tree]:
+    """A stage's initial parameters and statistics, which depend on `config.seed` and the shapes alone."""
+    construct = _constructor(config, stage, classes)
+    # The key is an argument, since of a constant XLA would compute every random number while it compiles; and the
+    # program runs once, so LLVM's optimization would take longer than it saves.
+    initialize = jax.jit(
+        lambda key: Program.split(construct(key))[1:],
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    return initialize(jax.random.key(config.seed))
+
+
+def _constructor(config: Any, stage: str, classes: int) -> Callable[[jax.Array], nnx.Module]:
+    model = Classifier if stage == "pretrain" else Colorizer
+    size = config.data.image_size
+    return lambda key: model(config.model, classes=classes, image_size=size, rngs=nnx.Rngs(key))
+
+
+def _named(tree: dict) -> Tree:
+    # NNX numbers a list's modules with integers, which Orbax would read back as strings.
+    return {str(k): _named(v) if isinstance(v, dict) else v for k, v in tree.items()}
+
+
+def _numbered(tree: Tree) -> dict:
+    return {int(k) if k.isdigit() else k: _numbered(v) if isinstance(v, dict) else v for k, v in tree.items()}

@@ -1,0 +1,229 @@
+"""Films: frame by frame through ffmpeg, with colors that do not flicker."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from colorjax.photos.predictor import Predictor
+
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+"""Of the files that are taken for films."""
+
+_CUT = 12.0  # of L, the mean change from one frame to the next that begins another scene
+_MOVED = 8.0  # of L, the change at one place that makes it another thing
+_H264 = ("-c:v", "libx264", "-crf", "18", "-preset", "medium", "-pix_fmt", "yuv420p")
+_VP9 = ("-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0", "-pix_fmt", "yuv420p")
+
+
+class Smoother:
+    """The exponential moving average of the color over a film's frames, place by place.
+
+    What changes its lightness is something else, and takes its own color at once; so does all at a cut.
+    """
+
+    def __init__(self, keep: float = 0.8):
+        """Args:
+        keep: the share of the colors until now, where nothing moves; 0…1, and 0 smooths nothing.
+
+        Raises:
+            ValueError: for another share.
+        """
+        if not 0 <= keep < 1:
+            raise ValueError(f"smoothing is {keep}; it must lie in 0…1, 1 excluded")
+        self._keep = keep
+        self._ab = self._guide = None
+
+    def __call__(self, ab: np.ndarray, guide: np.ndarray) -> np.ndarray:
+        """The next frame's colors.
+
+        Args:
+            ab: float32 [h, w, 2], of the frame alone.
+            guide: float32 [h, w], its L.
+
+        Returns:
+            float32 [h, w, 2], smoothed.
+        """
+        if self._ab is not None and self._guide is not None:
+            change = np.abs(guide - self._guide)
+            if change.mean() < _CUT:
+                keep = self._keep * np.exp(-np.square(change / _MOVED))[..., None]
+                ab = (keep * self._ab + (1 - keep) * ab).astype(np.float32)
+        self._ab, self._guide = ab, guide
+        return ab
+
+
+def colorize_video(
+    source: Path,
+    target: Path,
+    predictor: Predictor,
+    *,
+    temperature: float | None = None,
+    saturation: float = 1.0,
+    style: np.ndarray | None = None,
+    hint: str | None = None,
+    smoothing: float = 0.8,
+) -> int:
+    """Colors a film, and keeps its sound, frame rate and size (made even, as H.264 needs it).
+
+    Args:
+        source: any file that ffmpeg reads; it is allowed to open this file alone, no other and no address.
+        target: .mp4, .mov or .mkv (H.264) or .webm (VP9), 8 bits; replaced only once it is complete.
+        predictor: the colorizer.
+        temperature: as Predictor.colorize, and so saturation, style and hint.
+        smoothing: of `Smoother`.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        FileNotFoundError: if there is no ffmpeg.
+        ValueError: if ffmpeg cannot read the film, or write it; says what ffmpeg said.
+    """
+    if not shutil.which("ffmpeg") or not shutil.which("ffprobe"):
+        raise FileNotFoundError("films need ffmpeg and ffprobe, which are not here: install ffmpeg")
+    smoother = Smoother(smoothing)
+    rate, sample_aspect = _probe(source)
+    temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(4)}{target.suffix}")
+    frames = 0
+    with contextlib.ExitStack() as stack:
+        stack.callback(temporary.unlink, missing_ok=True)
+        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        encoder: _Encoder | None = None
+        for batch in _batches(_frames(source, rate), predictor.batch_size):
+            if encoder is None:
+                height, width = batch[0].shape[:2]
+                encoder = stack.enter_context(_Encoder(source, temporary, height, width, rate, sample_aspect))
+            smoothed = [
+                replace(p, color=smoother(p.ab(temperature=temperature), p.guide))
+                for p in predictor.predict(batch, style=style, hint=hint)
+            ]
+            for rgb in pool.map(lambda p: p.render(saturation=saturation), smoothed):
+                encoder.write(rgb)
+            frames += len(batch)
+        if encoder is None:
+            raise ValueError(f"{source}: ffmpeg finds no frame in it")
+        encoder.finish()
+        temporary.replace(target)
+    return frames
+
+
+def _probe(source: Path) -> tuple[str, str]:
+    """Frame rate and the pixels' aspect ratio, as ffmpeg writes them: "30000/1001", "1/1"."""
+    command = ["ffprobe", "-v", "error", *_confined(source), "-select_streams", "v:0", "-show_streams", "-of", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    streams = json.loads(done.stdout or "{}").get("streams", [])
+    if done.returncode or not streams:
+        raise ValueError(f"{source}: no film that ffmpeg can read ({_last_line(done.stderr) or 'no video stream'})")
+    stream: dict[str, Any] = streams[0]
+    rate = next((r for r in (stream.get("avg_frame_rate"), stream.get("r_frame_rate")) if r and r[:2] != "0/"), "25/1")
+    aspect = stream.get("sample_aspect_ratio", "1:1").replace(":", "/")
+    return rate, aspect if aspect[:2] != "0/" else "1/1"
+
+
+def _frames(source: Path, rate: str) -> Iterator[np.ndarray]:
+    """The frames, uint8 [H, W, 3], upright, at a constant rate, so that the sound stays with them."""
+    command = ["ffmpeg", "-nostdin", "-v", "error", *_confined(source), "-map", "0:v:0", "-r", rate]
+    command += ["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"]
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, stdin=subprocess.DEVNULL) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            # Each frame brings its size, which ffmpeg has turned with the picture.
+            while process.stdout.readline() == b"P6\n":
+                width, height = map(int, process.stdout.readline().split())
+                process.stdout.readline()
+                data = process.stdout.read(width * height * 3)
+                if len(data) == width * height * 3:
+                    yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+            if process.wait():
+                raise ValueError(f"{source}: ffmpeg stopped reading it ({_said(said)})")
+        finally:
+            process.kill()
+
+
+class _Encoder:
+    """ffmpeg, writing a film of the frames it is given, with the sound of another file."""
+
+    def __init__(self, source: Path, target: Path, height: int, width: int, rate: str, sample_aspect: str):
+        codec = _VP9 if target.suffix.lower() == ".webm" else _H264
+        filters = f"pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709:out_range=tv,setsar={sample_aspect}"
+        command = ["ffmpeg", "-nostdin", "-v", "error", "-y"]
+        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "pipe:0"]
+        command += [*_confined(source), "-map", "0:v", "-map", "1:a?", "-map_metadata", "1", "-c:a", "copy"]
+        command += ["-vf", filters, *codec, "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
+        self._shape = (height, width, 3)
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
+        self._process = subprocess.Popen([*command, f"file:{target}"], stdin=subprocess.PIPE, stderr=self._said)
+
+    def __enter__(self) -> "_Encoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._said.close()
+
+    def write(self, rgb: np.ndarray) -> None:
+        """Adds a frame, uint8 [H, W, 3].
+
+        Raises:
+            ValueError: if its size is not the first one's, or ffmpeg has given up.
+        """
+        if rgb.shape != self._shape:
+            raise ValueError(f"the film changes its size, from {self._shape[:2]} to {rgb.shape[:2]}")
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(rgb.tobytes())
+        except BrokenPipeError:
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits until the file is complete.
+
+        Raises:
+            ValueError: if it will not be.
+        """
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        if self._process.wait():
+            raise ValueError(f"ffmpeg cannot write the film ({_said(self._said)})")
+
+
+def _confined(source: Path) -> list[str]:
+    # A film may be a play list of other files and addresses.
+    return ["-protocol_whitelist", "file,pipe", "-i", f"file:{source}"]
+
+
+def _batches(frames: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    with contextlib.closing(frames):  # pyright: ignore[reportArgumentType] (a generator can be closed)
+        batch = []
+        for frame in frames:
+            batch.append(frame)
+            if len(batch) == size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def _said(stderr: IO[bytes]) -> str:
+    stderr.seek(0)
+    return _last_line(stderr.read().decode(errors="replace")) or "without a word"
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else ""

@@ -1,0 +1,270 @@
+"""Prediction: any photo in, the color photo out at its own size.
+
+    from colorjax.photos.predictor import Predictor
+    colored = Predictor("runs/paper").colorize([photo])
+
+`colorjax predict PHOTO… --out DIR --checkpoint WORKDIR` colors files; `--help` lists its options.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from colorjax import color
+from colorjax.model.program import Program, Tree
+from colorjax.photos import resample
+from colorjax.run import compilation
+from colorjax.run.config import Config
+from colorjax.run.trained import load_trained
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the network says of one photo; `render` makes pictures of it without the network.
+
+    Attributes:
+        photo: the photo as it was given, not a copy.
+        color: float32 [h, w, 313], logits of the ab bins, or [h, w, 2], ab (regression).
+        guide: float32 [h, w], the photo's L at the color's resolution.
+        class_probabilities: float32 [classes], of what the global features network saw: with a style, the style's; with
+            a hint, after it.
+        class_names: in their order.
+        temperature: of the annealed mean where `render` is given none: the configuration's.
+    """
+
+    photo: np.ndarray
+    color: np.ndarray
+    guide: np.ndarray
+    class_probabilities: np.ndarray
+    class_names: tuple[str, ...]
+    temperature: float
+
+    def likeliest(self, k: int = 5) -> list[tuple[str, float]]:
+        """The k likeliest classes and their probabilities, the likeliest first."""
+        best = np.argsort(-self.class_probabilities, kind="stable")[:k]
+        return [(self.class_names[i], float(self.class_probabilities[i])) for i in best]
+
+    def ab(self, *, temperature: float | None = None) -> np.ndarray:
+        """The color at working resolution: float32 [h, w, 2].
+
+        Args:
+            temperature: of the annealed mean, 0 (the likeliest color) to 1 (the mean) and beyond. Regression has none.
+
+        Raises:
+            ValueError: if it is negative.
+        """
+        temperature = self.temperature if temperature is None else temperature
+        if temperature < 0:
+            raise ValueError(f"temperature is {temperature}; it must be 0 (the likeliest color) or more")
+        if self.color.shape[-1] == 2:
+            return self.color
+        # Decoding at 0 is another program; the rest share one, since a slider would compile at every stop.
+        return np.asarray(
+            _mode(self.color) if temperature == 0 else _mean(self.color, np.float32(max(temperature, 1e-4)))
+        )
+
+    def render(self, *, temperature: float | None = None, saturation: float = 1.0) -> np.ndarray:
+        """The color photo, with the photo's own lightness.
+
+        Args:
+            temperature: as `ab`.
+            saturation: factor of the chroma; 0 is gray.
+
+        Returns:
+            [H, W, 3] of the photo's dtype, sRGB.
+
+        Raises:
+            ValueError: if either is negative.
+        """
+        if not 0 <= saturation < math.inf:
+            raise ValueError(f"saturation is {saturation}; it must be 0 (gray) or more")
+        return resample.render(self.photo, self.ab(temperature=temperature), self.guide, saturation=saturation)
+
+
+class Predictor:
+    """A trained colorizer, ready for photos of any size.
+
+    Attributes:
+        config: what it was trained with; see configs/paper.py.
+        class_names: of its classifier.
+        size: pixels, the side of the square into which the network sees a photo squeezed.
+        batch_size: photos that the network sees at once.
+    """
+
+    config: Config
+    class_names: tuple[str, ...]
+    size: int
+    batch_size: int
+
+    def __init__(self, path: str | Path, *, size: int | None = None, batch_size: int = 8):
+        """Loads a colorizer. Its program is compiled at the first photo.
+
+        Args:
+            path: as trained.load_trained takes it: the --workdir of train.py, or an exported folder.
+            size: working size in pixels, a multiple of 8, 32 or more; by default what it was trained with.
+            batch_size: photos that the network sees at once.
+
+        Raises:
+            FileNotFoundError: if there is no colorizer.
+            ValueError: if the size or the batch size cannot be.
+        """
+        trained = load_trained(path)
+        self.config, self.class_names = trained.config, trained.class_names
+        self.size = self.config.data.image_size if size is None else size
+        self.batch_size = batch_size
+        if self.size % 8 or self.size < 32:
+            raise ValueError(f"size is {size}; it must be a multiple of 8, 32 or more")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+        self._params, self._stats = jax.device_put((trained.params, trained.stats))
+        self._forward = jax.jit(
+            functools.partial(_forward, trained.program(), self.config.model.output_stride),
+            compiler_options=compilation.compiler_options(),
+        )
+
+    def predict(
+        self, photos: Sequence[np.ndarray], *, style: np.ndarray | None = None, hint: str | None = None
+    ) -> list[Prediction]:
+        """Runs the network on photos of any sizes.
+
+        Args:
+            photos: uint8 or uint16, gray [H, W], sRGB [H, W, 3], or with alpha [H, W, 2] or [H, W, 4]; of color photos
+                only the lightness is used. They are kept in the predictions, not copied.
+            style: another such photo, whose global features are taken instead of the photos' own (Iizuka, section 6.3).
+            hint: name or number of a class, which the global features are moved to until the classifier says so.
+
+        Raises:
+            ValueError: for an array that is no photo, an unknown class, or a model whose colors depend on neither.
+        """
+        for i, photo in enumerate(photos):
+            _check(photo, f"photo {i}")
+        if style is not None:
+            _check(style, "the style")
+        if (style is not None or hint is not None) and not self.config.model.fusion:
+            raise ValueError("this colorizer was trained without fusion: no style or class hint reaches its colors")
+        number = None if hint is None else self.class_number(hint)
+        predictions: list[Prediction] = []
+        for start in range(0, len(photos), self.batch_size):
+            predictions += self._run(photos[start : start + self.batch_size], style, number)
+        return predictions
+
+    def colorize(
+        self,
+        photos: Sequence[np.ndarray],
+        *,
+        temperature: float | None = None,
+        saturation: float = 1.0,
+        style: np.ndarray | None = None,
+        hint: str | None = None,
+    ) -> list[np.ndarray]:
+        """The color photos: `predict`, then `Prediction.render`, with their arguments."""
+        predictions = self.predict(photos, style=style, hint=hint)
+        return [p.render(temperature=temperature, saturation=saturation) for p in predictions]
+
+    def class_number(self, hint: str) -> int:
+        """The number of a class given by its name, in any spelling of case and spaces, or by its number.
+
+        Raises:
+            ValueError: if there is none; names those that are like it.
+        """
+        wanted = _spelled(hint)
+        names = [_spelled(name) for name in self.class_names]
+        if wanted in names:
+            return names.index(wanted)
+        if hint.isdigit() and int(hint) < len(names):
+            return int(hint)
+        like = [name for name, spelled in zip(self.class_names, names, strict=True) if wanted in spelled]
+        shown = ", ".join(like or self.class_names[:8]) + ("" if like else ", …")
+        raise ValueError(f"hint is {hint!r}, no class of this colorizer; its {len(names)} classes are {shown}")
+
+    def _run(self, photos: Sequence[np.ndarray], style: np.ndarray | None, hint: int | None) -> list[Prediction]:
+        # Squeezed into the square that the network was trained on. Its colors are better so than at the photo's own
+        # aspect ratio; docs/predict.md has the comparison.
+        trained_size = self.config.data.image_size
+        squares = [_square(photo, self.size) for photo in photos]
+        trained = None if self.size == trained_size else [_square(photo, trained_size) for photo in photos]
+        styles = None if style is None else [_square(style, trained_size)] * len(photos)
+        # A lone photo is not made a full batch; all else is, so that there are two programs at most.
+        padded = 1 if len(photos) == 1 else self.batch_size
+        color, guide, probabilities = jax.device_get(
+            self._forward(
+                self._params,
+                self._stats,
+                _padded(squares, padded),
+                None if trained is None else _padded(trained, padded),
+                None if styles is None else _padded(styles, padded),
+                None if hint is None else np.full(padded, hint, np.int32),
+            )
+        )
+        temperature = self.config.decode.temperature
+        return [
+            Prediction(photo, color[i], guide[i], probabilities[i], self.class_names, temperature)
+            for i, photo in enumerate(photos)
+        ]
+
+
+def _forward(
+    program: Program,
+    stride: int,
+    params: Tree,
+    stats: Tree,
+    photos: jax.Array,
+    trained: jax.Array | None,
+    styles: jax.Array | None,
+    hint: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Color, guide and class probabilities of a batch.
+
+    Args:
+        photos: uint8 [B, size, size, 3].
+        trained: uint8 [B, image_size, image_size, 3], the same photos at the trained size, unless that is the size.
+        styles: alike, of the style.
+        hint: int32 [B].
+    """
+    l = color.lightness(photos, gray=False)
+    trained_l = l if trained is None else color.lightness(trained, gray=False)
+    global_l = None if styles is None else color.lightness(styles, gray=False)
+    outputs, _ = program(params, stats, trained_l, global_l=global_l, hint=hint, train=False)
+    colors = outputs.color
+    if trained is not None:
+        global_l = trained_l if global_l is None else global_l
+        sized = program(params, stats, l, global_l=global_l, hint=hint, train=False)[0].color
+        # At another size the same network says other colors. So the size brings the detail alone, and what is coarser
+        # than four pixels of the trained size is as it is there.
+        coarse = colors.shape[1] * stride // 4
+        colors = sized + _resized(_resized(colors, coarse) - _resized(sized, coarse), sized.shape[1])
+    return colors, color.downsample(l, factor=stride)[..., 0], jax.nn.softmax(outputs.class_logits)
+
+
+def _resized(maps: jax.Array, side: int) -> jax.Array:
+    return jax.image.resize(maps, (maps.shape[0], side, side, maps.shape[-1]), "linear")
+
+
+_mean = jax.jit(lambda logits, temperature: color.annealed_mean(logits / temperature, temperature=1.0))
+_mode = jax.jit(lambda logits: color.annealed_mean(logits, temperature=0.0))
+
+
+def _square(photo: np.ndarray, size: int) -> np.ndarray:
+    return resample.thumbnail(photo, height=size, width=size)
+
+
+def _padded(photos: list[np.ndarray], count: int) -> np.ndarray:
+    return np.stack(photos + photos[:1] * (count - len(photos)))
+
+
+def _spelled(name: str) -> str:
+    return name.strip().lower().replace("_", " ").replace("-", " ")
+
+
+def _check(photo: np.ndarray, name: str) -> None:
+    fits = photo.ndim == 2 or (photo.ndim == 3 and 1 <= photo.shape[-1] <= 4)
+    if photo.dtype not in (np.uint8, np.uint16) or not fits or 0 in photo.shape:
+        raise ValueError(
+            f"{name} is {photo.dtype} {list(photo.shape)}; it must be uint8 or uint16 [H, W], [H, W, 3], or with alpha "
+            "[H, W, 2] or [H, W, 4]"
+        )

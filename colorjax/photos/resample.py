@@ -1,0 +1,143 @@
+"""Between a photo's own resolution and the network's: the photo down, and the color up again.
+
+Only the color changes its resolution. The lightness stays as it is, and guides the color to the photo's edges.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from PIL import Image
+
+from colorjax import color
+
+_TILE = 256  # pixels, the side of what is colored at once: few programs, and little memory, for photos of any size
+_BAND = 1 << 22  # pixels that are scaled down at once
+_SIGMA = 0.7  # of the window, in pixels of the color map
+_NOISE = 16.0  # L²: lightness that varies by less does not guide
+
+
+def thumbnail(photo: np.ndarray, *, height: int, width: int) -> np.ndarray:
+    """A photo scaled as the training photos were: by the mean of the area that a pixel covers, over white.
+
+    Args:
+        photo: uint8 or uint16 [H, W], or [H, W, 1…4], of which a second or fourth channel is alpha.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    full_height, full_width = photo.shape[:2]
+    shrinks = height <= full_height and width <= full_width
+    method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+    result = np.empty((height, width, 3), np.uint8)
+    rows = max(1, height * _BAND // (full_height * full_width))
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        start, end = top * full_height / height, bottom * full_height / height
+        first = math.floor(start)
+        band = Image.fromarray(_over_white(photo[first : math.ceil(end)])).convert("RGB")
+        box = (0, start - first, full_width, end - first)
+        result[top:bottom] = np.asarray(band.resize((width, bottom - top), method, box=box))
+    return result
+
+
+def render(photo: np.ndarray, ab: ArrayLike, guide: ArrayLike, *, saturation: float = 1.0) -> np.ndarray:
+    """Colors a photo, keeping its lightness.
+
+    The color is up-sampled bilinearly, and with it the slope of the color over the lightness within a window of some
+    pixels (He, Sun and Tang, *Guided Image Filtering*, ECCV 2010, equation 5): by that slope it follows where the photo
+    is lighter or darker than its own small copy, hence its edges and its texture.
+
+    Args:
+        photo: uint8 or uint16 [H, W, ...] as `thumbnail` takes it.
+        ab: floating [h, w, 2].
+        guide: floating [h, w], L of the photo at the color's resolution.
+        saturation: factor of the chroma; 0 is gray.
+
+    Returns:
+        Of the photo's dtype, [H, W, 3], sRGB. L is the photo's but for rounding; see color.to_pixels.
+    """
+    maps = _maps(jnp.asarray(ab, jnp.float32), jnp.asarray(guide, jnp.float32))
+    if photo.ndim == 3:
+        photo = photo[..., 0] if photo.shape[-1] < 3 else photo[..., :3]
+    height, width = photo.shape[:2]
+    down, across = _bilinear(height, maps.shape[0]), _bilinear(width, maps.shape[1])
+    result = np.empty((height, width, 3), photo.dtype)
+    pending: tuple[int, int, jax.Array] | None = None
+    for top in range(0, height, _TILE):
+        for left in range(0, width, _TILE):
+            tile = photo[top : top + _TILE, left : left + _TILE]
+            lacking = [(0, _TILE - tile.shape[0]), (0, _TILE - tile.shape[1]), (0, 0)][: tile.ndim]
+            tile = np.pad(tile, lacking) if any(after for _, after in lacking) else tile
+            colored = _tile(tile, maps, down[top : top + _TILE], across[left : left + _TILE], np.float32(saturation))
+            # The next tile is computed while this one is copied.
+            if pending:
+                _put(result, *pending)
+            pending = (top, left, colored)
+    if pending:
+        _put(result, *pending)
+    return result
+
+
+def _put(result: np.ndarray, top: int, left: int, colored: jax.Array) -> None:
+    place = result[top : top + _TILE, left : left + _TILE]
+    place[:] = np.asarray(colored)[: place.shape[0], : place.shape[1]]
+
+
+@jax.jit
+def _maps(ab: jax.Array, guide: jax.Array) -> jax.Array:
+    """[h, w, 4]: the slope s of a and b over L, and what is left at the guide: ab = s · L + (ab − s · guide)."""
+    down, across = (_gaussian(n) for n in guide.shape)
+    guide = guide[..., None]
+
+    def mean(x: jax.Array) -> jax.Array:
+        return _separable(down, x, across)
+
+    mean_guide, mean_ab = mean(guide), mean(ab)
+    covariance = mean(guide * ab) - mean_guide * mean_ab
+    slope = mean(covariance / (mean(guide**2) - mean_guide**2 + _NOISE))
+    return jnp.concatenate([slope, ab - slope * guide], axis=-1)
+
+
+@jax.jit
+def _tile(photo: jax.Array, maps: jax.Array, down: jax.Array, across: jax.Array, saturation: jax.Array) -> jax.Array:
+    l = color.lightness(photo, gray=photo.ndim == 2)
+    upsampled = _separable(down, maps, across)
+    ab = saturation * (upsampled[..., :2] * l + upsampled[..., 2:])
+    l, ab = jax.lax.optimization_barrier((l, ab))
+    return color.to_pixels(l, ab, levels=jnp.iinfo(photo.dtype).max).astype(photo.dtype)
+
+
+def _separable(down: ArrayLike, x: jax.Array, across: ArrayLike) -> jax.Array:
+    """A linear map of the rows [Y, h] and one of the columns [X, w], of x [h, w, C]: [Y, X, C]."""
+    return jnp.einsum("yh,hwc,xw->yxc", down, x, across, precision=jax.lax.Precision.HIGHEST)
+
+
+@functools.lru_cache(maxsize=32)
+def _gaussian(n: int) -> np.ndarray:
+    i = np.arange(n)
+    weights = np.exp(-np.square(i[:, None] - i) / (2 * _SIGMA**2))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _bilinear(pixels: int, n: int) -> np.ndarray:
+    """float32 [pixels rounded up to whole tiles, n]: the weights of n map entries at each pixel's center."""
+    at = (np.arange(-(-pixels // _TILE) * _TILE) + 0.5) * n / pixels - 0.5
+    return np.maximum(0, 1 - np.abs(np.clip(at, 0, n - 1)[:, None] - np.arange(n))).astype(np.float32)
+
+
+def _over_white(photo: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] or [H, W, 3] of any photo."""
+    if photo.dtype == np.uint16:
+        photo = (photo >> 8).astype(np.uint8)
+    if photo.ndim == 2:
+        return photo
+    if photo.shape[-1] in (2, 4):
+        alpha = photo[..., -1:].astype(np.uint16)
+        photo = ((photo[..., :-1] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return photo[..., 0] if photo.shape[-1] == 1 else photo

@@ -1,0 +1,149 @@
+"""A trained colorizer as one value: prediction and export need only its path. And the portable folder.
+
+A run's workdir holds Orbax checkpoints. A portable folder holds the colorizer alone, for any program to read:
+config.json (of a path on the machine that trained it, the last name alone), classes.json, and the tensors
+(run/portable.py).
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from colorjax.model.program import Program, Tree, abstract_model, build_program
+from colorjax.run import portable
+from colorjax.run.config import Config
+from colorjax.run.workdir import (
+    checkpoint_dir,
+    config_file,
+    load_class_names,
+    load_config,
+    local_path,
+    save_class_names,
+    save_config,
+)
+
+_MACHINE_PATHS = (("data", "dir"), ("data", "prior"), ("joint", "init_from"))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A colorizer.
+
+    Attributes:
+        config: what it was trained with; see configs/paper.py.
+        class_names: of its classifier, in the order of the logits.
+        step: of the joint stage.
+        params: numpy arrays, float32, by network and layer.
+        stats: running statistics, alike.
+    """
+
+    config: Config
+    class_names: tuple[str, ...]
+    step: int
+    params: Tree
+    stats: Tree
+
+    def program(self) -> Program:
+        """The colorizer as a function of parameters and statistics."""
+        return build_program(self.config, "joint", classes=len(self.class_names))
+
+
+def load_trained(path: str | Path) -> Trained:
+    """The newest colorizer of a run, or the colorizer of a portable folder.
+
+    Args:
+        path: the --workdir of train.py, or a folder that `save_trained` wrote.
+
+    Raises:
+        FileNotFoundError: if the path holds neither, the run has no finished checkpoint of the joint stage, or the
+            folder lacks a file.
+        ValueError: if a file of the folder is damaged or foreign, or does not fit the folder's config.json.
+    """
+    path = local_path(path)
+    config = load_config(path)
+    if portable.is_portable(path):
+        return _load_portable(path, config)
+    directory = checkpoint_dir(path, "joint")
+    if not directory.is_dir():
+        raise FileNotFoundError(
+            f"{path} holds neither a run's joint stage ({directory}) nor an exported model ({portable.FILES})"
+        )
+    # Here, since a portable folder can be read where Orbax is not installed.
+    from colorjax.run.checkpoints import load_checkpoint
+
+    step, params, stats = load_checkpoint(directory)
+    return Trained(config, load_class_names(path), step, params, stats)
+
+
+def save_trained(
+    trained: Trained,
+    folder: str | Path,
+    *,
+    format: str = "safetensors",
+    dtype: str = "float32",
+    max_shard_size: int = portable.MAX_SHARD_SIZE,
+) -> None:
+    """Writes a portable folder, all of it or nothing.
+
+    Args:
+        trained: the colorizer.
+        folder: must not exist yet, or be empty.
+        format: safetensors or npz.
+        dtype: what the tensors are rounded to: float32, float16, or bfloat16 (safetensors only).
+        max_shard_size: limit of a safetensors file in bytes of tensors; a single tensor may be larger.
+
+    Raises:
+        FileExistsError: if the folder holds something.
+        ValueError: for an unknown format or dtype, or a value that the dtype cannot hold.
+    """
+    portable.check_options(format=format, dtype=dtype, max_shard_size=max_shard_size)
+    with new_folder(trained, folder) as partial:
+        portable.write_tensors(
+            partial,
+            trained.params,
+            trained.stats,
+            trained.step,
+            format=format,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+        )
+
+
+@contextmanager
+def new_folder(trained: Trained, folder: str | Path) -> Iterator[Path]:
+    """A folder with config.json and classes.json, to write the model into; it gets its name when the block is done.
+
+    Raises:
+        FileExistsError: if there is a folder of that name that holds something, or a file.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder} holds something already: choose another folder, or delete it")
+    config: Config = ConfigDict(json.loads(trained.config.to_json()))
+    for section, field in _MACHINE_PATHS:
+        config[section][field] = Path(config[section][field]).name
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a save that was killed
+    partial.mkdir(parents=True)
+    try:
+        save_config(config, partial)
+        save_class_names(partial, trained.class_names)
+        yield partial
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _load_portable(folder: Path, config: Config) -> Trained:
+    class_names = load_class_names(folder)
+    path, tensors = portable.read_tensors(folder)
+    try:
+        _, params, stats = abstract_model(config, "joint", classes=len(class_names))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{config_file(folder)} does not describe a colorizer: {error}") from error
+    return Trained(config, class_names, *portable.to_trees(tensors, params, stats, path=path))

@@ -1,0 +1,195 @@
+"""What a run is on disk: every path in its workdir, config.json, the class names, and whether a configuration fits.
+
+    config.json                    the configuration
+    classes.json                   the class names, in the order of the logits
+    prior.npz                      the colors of the training split, unless `data.prior` names another file
+    <stage>/checkpoints/<step>/    see run/checkpoints.py
+    <stage>/metrics.jsonl          the recorded scalars; TensorBoard's files lie beside it
+    <stage>/panels/<step>.png      pictures of validation photos
+    evaluation/<split>/            see evaluation/evaluate.py
+
+A portable folder (run/portable.py) has config.json and classes.json as well.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from colorjax import atomic
+from colorjax.run.config import STAGES, Config
+from colorjax.run.trees import flatten
+
+# The sections that pretraining does not read.
+_JOINT_SECTIONS = ("joint.", "loss.", "decode.")
+# Where the photographs are, and how often a stage reports: neither changes what is trained.
+_LOCATIONS = ("data.dir", "data.download")
+_REPORTING = ("log_every", "eval_every", "eval_photos", "save_every")
+
+
+def local_path(path: str | Path) -> Path:
+    """The absolute path of a workdir or portable folder.
+
+    Raises:
+        ValueError: for a URL such as gs://bucket/run, which would otherwise become a local folder of that name.
+    """
+    if "://" in str(path):
+        raise ValueError(f"{path} is a URL, and runs are read and written as local files: mount it, or copy it first")
+    return Path(path).expanduser().absolute()
+
+
+def config_file(folder: Path) -> Path:
+    """The configuration of a run or a portable folder."""
+    return folder / "config.json"
+
+
+def classes_file(folder: Path) -> Path:
+    """The class names of a run or a portable folder."""
+    return folder / "classes.json"
+
+
+def prior_file(config: Config, workdir: Path) -> Path:
+    """The prior of a run: the file that `data.prior` names, or the workdir's own."""
+    return Path(config.data.prior) if config.data.prior else workdir / "prior.npz"
+
+
+def checkpoint_dir(workdir: Path, stage: str) -> Path:
+    """The checkpoints of a stage."""
+    return workdir / stage / "checkpoints"
+
+
+def metrics_file(workdir: Path, stage: str) -> Path:
+    """The recorded scalars of a stage."""
+    return workdir / stage / "metrics.jsonl"
+
+
+def panel_file(workdir: Path, stage: str, step: int) -> Path:
+    """The picture of some validation photos after a step."""
+    return workdir / stage / "panels" / f"{step:08d}.png"
+
+
+def evaluation_dir(workdir: Path, split: str) -> Path:
+    """The evaluation of a run on a split."""
+    return workdir / "evaluation" / split
+
+
+def latest_step(workdir: Path, stage: str) -> int | None:
+    """The step of a stage's newest complete checkpoint, by the names alone; None if there is none."""
+    folders = checkpoint_dir(workdir, stage).glob("*")
+    return max((int(path.name) for path in folders if path.name.isdigit()), default=None)
+
+
+def bind_config(config: Config, workdir: Path) -> None:
+    """Writes config.json, unless the workdir is bound to another configuration.
+
+    A field binds from the first checkpoint that depends on it. So a run that ended before it saved anything, because
+    of a misspelled field for example, can be started again with another configuration. After pretraining, the sections
+    `joint`, `loss` and `decode` may still change. Where the photographs are and how often a stage reports never binds;
+    nor does the number of steps of a stage at a constant rate, as long as nothing was trained on its result.
+
+    Raises:
+        ValueError: if it differs from the workdir's configuration in a field that binds: lists the differences.
+    """
+    differing = differences(config, workdir)
+    if jax.process_index() != 0 or (config_file(workdir).exists() and not differing):
+        return
+    if any(key.startswith("data.") for key in differing) and not any(latest_step(workdir, s) for s in STAGES):
+        # They describe the photographs of the earlier configuration.
+        for path in (classes_file(workdir), workdir / "prior.npz"):
+            path.unlink(missing_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_config(config, workdir)
+
+
+def differences(config: Config, workdir: Path) -> list[str]:
+    """The fields other than `stage` in which a configuration differs from the workdir's, if that has one.
+
+    Raises:
+        ValueError: if one of them binds (see `bind_config`): lists those.
+    """
+    if not config_file(workdir).exists():
+        return []
+    saved, given = flatten(json.loads(config_file(workdir).read_text())), flatten(json.loads(config.to_json()))
+    differing = [
+        key for key in sorted(saved.keys() | given.keys()) if key != "stage" and saved.get(key) != given.get(key)
+    ]
+    steps = {stage: latest_step(workdir, stage) or 0 for stage in STAGES}
+    binding = [key for key in differing if _binds(key, saved, given, steps)]
+    if binding:
+        raise ValueError(
+            f"{workdir} belongs to a run with another configuration:\n"
+            + "\n".join(f"  {k}: {saved.get(k, 'absent')!r} there, {given.get(k, 'absent')!r} now" for k in binding)
+            + "\nUse another --workdir, or the configuration that is there."
+        )
+    return differing
+
+
+def _binds(key: str, saved: dict[str, Any], given: dict[str, Any], steps: dict[str, int]) -> bool:
+    stage, _, field = key.partition(".")
+    if key in _LOCATIONS or field in _REPORTING:
+        return False
+    if field == "steps" and {c.get(f"{stage}.schedule") for c in (saved, given)} == {"constant"}:
+        return given[key] < steps[stage] or (stage == "pretrain" and steps["joint"] > 0)
+    return steps["joint"] > 0 or (steps["pretrain"] > 0 and not key.startswith(_JOINT_SECTIONS))
+
+
+def save_config(config: Config, folder: Path) -> None:
+    """Writes config.json in place of what is there."""
+    atomic.write_text(config_file(folder), json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+
+
+def load_config(folder: Path) -> Config:
+    """The configuration that a run, or the colorizer of a portable folder, was trained with.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if the file is damaged.
+    """
+    path = config_file(folder)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: {folder} is neither the workdir of a run nor an exported folder")
+    try:
+        return ConfigDict(json.loads(path.read_text())).lock()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: it is not a configuration in JSON ({error})") from error
+
+
+def save_class_names(folder: Path, names: tuple[str, ...]) -> None:
+    """Writes classes.json.
+
+    Raises:
+        ValueError: if it holds other names, since then the data is not what the run began with.
+    """
+    path = classes_file(folder)
+    if not path.exists():
+        atomic.write_text(path, json.dumps(names, indent=1) + "\n")
+    elif (saved := load_class_names(folder)) != names:
+        raise ValueError(
+            f"the classes of the data are no longer those that this run began with ({path}): {len(saved)} there, "
+            f"{len(names)} now, differing in {sorted(set(saved) ^ set(names))[:5] or 'their order'}; "
+            "point data.dir at the original data, or use another --workdir"
+        )
+
+
+def load_class_names(folder: Path) -> tuple[str, ...]:
+    """The class names in classes.json.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is not a list of names.
+    """
+    path = classes_file(folder)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing: {folder} is neither the workdir of a run that has begun to train "
+            "nor an exported folder"
+        )
+    try:
+        names = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} is not a list of class names: copy it from the run or the export again")
+    return tuple(names)

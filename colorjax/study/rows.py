@@ -1,0 +1,89 @@
+"""Rows of two studies: what each changes in a configuration, and nothing else.
+
+`ROWS` are the paper's parts, taken away or replaced one at a time. `CURES` are what may make its pictures less brown,
+one at a time.
+"""
+
+from typing import Any
+
+Row = dict[str, Any]
+"""Dotted field -> its value, or a function from the configuration without the row to it."""
+
+_NO_PATCH: Row = {"model.patch_attention": False}
+_NO_OUTPUT: Row = {"model.output_attention": "none"}
+_NO_PRETRAINING: Row = {"pretrain.steps": 0}
+# Iizuka, section 3.4: the mean squared error of ab in 0…1, and 1/300 of the class's cross-entropy.
+_REGRESSION: Row = {
+    "model.head": "ab",
+    "loss.pixels": "mean",
+    "loss.class_weight": 1 / 300,
+    "loss.rarity": 1.0,
+}
+
+ROWS: dict[str, Row] = {
+    "full": {},
+    "no_pretraining": _NO_PRETRAINING,
+    "no_patch_attention": _NO_PATCH,
+    "no_output_attention": _NO_OUTPUT,
+    "pooled_output_attention": {"model.output_attention": "pooled"},
+    "no_rarity": {"loss.rarity": 1.0},
+    "hard_targets": {"loss.neighbors": 1},
+    "regression": _REGRESSION,
+    "no_class_loss": {"loss.class_weight": 0.0},
+    "no_fusion": {"model.fusion": False},
+    "no_augmentation": {"augment.rotation": 0.0, "augment.scale": (1.0, 1.0)},
+    "iizuka2016": _NO_PATCH | _NO_OUTPUT | _NO_PRETRAINING | _REGRESSION,
+    # Zhang's loss, targets and quarter-size output on Iizuka's local branch.
+    "zhang2016_head": _NO_PATCH
+    | _NO_OUTPUT
+    | _NO_PRETRAINING
+    | {"model.fusion": False, "model.output_stride": 4, "loss.class_weight": 0.0},
+}
+
+CURES: dict[str, Row] = {
+    "steps_x4": {"joint.steps": lambda c: 4 * c.joint.steps},
+    "constant_rate": {"joint.schedule": "constant", "joint.warmup_steps": 0},
+    "cosine": {"joint.schedule": "cosine", "joint.warmup_steps": 0},
+    "warmup_cosine": {"joint.schedule": "cosine", "joint.warmup_steps": lambda c: c.joint.steps // 20},
+    # The paper gives no rate.
+    "rate_x3": {"joint.learning_rate": lambda c: 3 * c.joint.learning_rate},
+    "rate_third": {"joint.learning_rate": lambda c: c.joint.learning_rate / 3},
+    "adamw": {"joint.optimizer": "adamw", "joint.weight_decay": 0.01},
+    # Of the last hundred steps; a short training has few to average.
+    "ema": {"joint.ema": 0.99},
+    # As many photos as before, in fewer steps.
+    "batch_x4": {
+        "joint.batch_size": lambda c: 4 * c.joint.batch_size,
+        "joint.steps": lambda c: c.joint.steps // 4,
+        "joint.warmup_steps": lambda c: c.joint.warmup_steps // 4,
+    },
+    "group_norm": {"model.norm": "group"},
+    "rarity_25": {"loss.rarity": 0.25},
+    "rarity_75": {"loss.rarity": 0.75},
+    "temperature_20": {"decode.temperature": 0.2},
+    "temperature_100": {"decode.temperature": 1.0},
+    # A mean over the pixels gives the class a weight beside the color; a sum, as in loss (1), next to none.
+    "class_as_color": {"loss.pixels": "mean", "loss.class_weight": 1.0},
+    "class_tenth_of_color": {"loss.pixels": "mean", "loss.class_weight": 0.1},
+    "open_gate": {"model.output_gate": 1.0},
+}
+
+
+def apply(config: Any, row: str) -> Any:
+    """A copy of a configuration with one row's changes, locked.
+
+    Args:
+        config: a ConfigDict with configs/paper.py's fields.
+        row: a name out of ROWS or CURES.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    rows = ROWS | CURES
+    if row not in rows:
+        raise ValueError(f"no ablation row {row!r}; the rows are {', '.join(rows)}")
+    changed = config.copy_and_resolve_references().unlock()
+    changed.update_from_flattened_dict(
+        {field: value(config) if callable(value) else value for field, value in rows[row].items()}
+    )
+    return changed.lock()

@@ -1,0 +1,257 @@
+"""Training: the start-up order, and the one loop that both stages share."""
+
+import json
+import logging
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from colorjax import color, data, metrics
+from colorjax.data.batches import center_crop, eval_batch_size
+from colorjax.model.program import abstract_model, init_model
+from colorjax.run import sharding
+from colorjax.run.checkpoints import Checkpoints
+from colorjax.run.config import STAGES, Config, validate
+from colorjax.run.pictures import panel
+from colorjax.run.prior import load_prior
+from colorjax.run.workdir import (
+    bind_config,
+    checkpoint_dir,
+    differences,
+    latest_step,
+    local_path,
+    metrics_file,
+    panel_file,
+    save_class_names,
+)
+from colorjax.training.optimizer import init_state, initial_state, make_optimizer
+from colorjax.training.pretrained import check_pretrained, graft_pretrained
+from colorjax.training.progress import Progress
+from colorjax.training.step import color_reference, make_eval_step, make_train_step
+from colorjax.training.termination import Terminated, termination
+
+_log = logging.getLogger(__name__)
+
+_PANEL_PHOTOS = 8
+
+
+def train(config: Config, workdir: str | Path) -> None:
+    """Trains the configured stages in order, each from where it stopped.
+
+    Writes config.json, classes.json, and for each stage its checkpoints, metrics.jsonl, TensorBoard's files and, in the
+    joint stage, panels: see run/workdir.py.
+
+    Args:
+        config: see configs/paper.py.
+        workdir: one directory a run; on several hosts one that all of them see.
+
+    Raises:
+        ValueError: for a configuration that does not hold together, or another one than the workdir's. Every stage
+            that is to run is built and traced on the devices before the first step of any.
+        FloatingPointError: if the loss stops being finite; the checkpoints stay as they were.
+        SystemExit: 143, after saving, on SIGTERM.
+    """
+    workdir = local_path(workdir)
+    if config.stage not in ("both", *STAGES):
+        raise ValueError(f"stage is {config.stage!r}; it must be both, pretrain or joint")
+    validate(config)
+    differences(config, workdir)
+    stages = [stage for stage in STAGES if config.stage in ("both", stage) and config[stage].steps > 0]
+    mesh = sharding.make_mesh()
+    with termination() as terminated:
+        info = data.dataset_info(config.data)
+        for stage in stages:
+            if (latest_step(workdir, stage) or 0) < config[stage].steps:
+                _check_stage(config, stage, workdir, mesh, classes=len(info.class_names))
+        bind_config(config, workdir)
+        sharding.barrier("config")
+        if jax.process_index() == 0:
+            save_class_names(workdir, tuple(info.class_names))
+        for stage in stages:
+            with closing(Checkpoints(checkpoint_dir(workdir, stage))) as checkpoints:
+                _train_stage(config, stage, workdir, mesh, info, checkpoints, terminated)
+
+
+def _check_stage(config: Config, stage: str, workdir: Path, mesh: Mesh, *, classes: int) -> None:
+    """Builds a stage and traces its steps on the mesh, which refuses what it cannot run with."""
+    program, params, stats = abstract_model(config, stage, classes=classes)
+    if stage == "joint" and latest_step(workdir, stage) is None:
+        check_pretrained(config, workdir, params, stats, classes=classes)
+    optimizer = make_optimizer(config, stage)
+    # The values of prior and weights change nothing in a trace.
+    uniform = np.full(color.NUM_BINS, 1 / color.NUM_BINS)
+    reference = color_reference(uniform, config) if stage == "joint" else None
+    train_step = make_train_step(program, optimizer, config, stage, reference=reference, mesh=mesh)
+    eval_step = make_eval_step(program, config, reference=reference, mesh=mesh)
+    state = jax.eval_shape(
+        lambda params, stats: initial_state(params, stats, optimizer, average=config[stage].ema > 0), params, stats
+    )
+    side = config.data.resolution
+
+    def batch(size: int) -> Any:
+        return {
+            "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+            "mask": jax.ShapeDtypeStruct((size,), jnp.float32),
+        }
+
+    jax.eval_shape(train_step, state, batch(config[stage].batch_size))
+    jax.eval_shape(eval_step, params, stats, batch(eval_batch_size(mesh.devices.size)))
+
+
+def _train_stage(
+    config: Config,
+    stage: str,
+    workdir: Path,
+    mesh: Mesh,
+    info: data.DatasetInfo,
+    checkpoints: Checkpoints,
+    terminated: Terminated,
+) -> None:
+    """Trains one stage from its newest checkpoint, or from the start, to its last step."""
+    own = config[stage]
+    start = checkpoints.latest_step() or 0
+    # A run that was stopped may still owe the validation of its newest checkpoint.
+    owed = start > 0 and _validation_due(start, own) and not _validated(workdir, stage, start)
+    if start >= own.steps and not owed:
+        _log.info("%s: all %d steps are done", stage, own.steps)
+        return
+    classes = len(info.class_names)
+    prior = load_prior(config, workdir, terminated=terminated) if stage == "joint" else None
+    reference = color_reference(prior.p, config) if prior else None
+    optimizer = make_optimizer(config, stage)
+    program, *_ = abstract_model(config, stage, classes=classes)
+    train_step = make_train_step(program, optimizer, config, stage, reference=reference, mesh=mesh)
+    eval_step = make_eval_step(program, config, reference=reference, mesh=mesh)
+
+    params, stats = init_model(config, stage, classes=classes)
+    if not start and stage == "joint":
+        params, stats = graft_pretrained(config, workdir, params, stats)
+    state = init_state(params, stats, optimizer, mesh, average=own.ema > 0)
+    del params, stats
+    if start:
+        state = checkpoints.restore(state)
+    _log.info(
+        "%s: %.1f M parameters, step %d of %d, batches of %d from %s (%d photos), on %d × %s",
+        stage,
+        sum(p.size for p in jax.tree.leaves(state.params)) / 1e6,
+        start,
+        own.steps,
+        own.batch_size,
+        info.name,
+        info.sizes["train"],
+        mesh.devices.size,
+        mesh.devices.flat[0].device_kind,
+    )
+    progress = Progress(metrics_file(workdir, stage).parent, start=start, steps=own.steps, batch_size=own.batch_size)
+    since_record: metrics.Totals = {}
+
+    def settle(step: int, logged: metrics.Totals) -> None:
+        # Waits for this step alone: the devices are busy with the next one already.
+        nonlocal since_record
+        read = jax.device_get(logged)
+        for name in ("loss", "gradient_norm"):
+            if not np.isfinite(read[name][0]):
+                raise FloatingPointError(
+                    f"{stage}: the {name} of step {step} is {read[name][0]}; lower {stage}.learning_rate "
+                    f"or set {stage}.clip_norm. The newest checkpoint is from before."
+                )
+        since_record = metrics.add(since_record, read) if since_record else read
+        if step % own.log_every == 0 or step == own.steps:
+            progress.train(step, metrics.mean(since_record))
+            since_record = {}
+
+    def save_panel(step: int, batch: data.Batch, colored: jax.Array) -> None:
+        if jax.process_index() != 0:
+            return
+        predicted = sharding.local_rows(colored)[:_PANEL_PHOTOS]
+        true = np.asarray(center_crop(batch["image"], config.data.image_size))[:_PANEL_PHOTOS]
+        picture = panel(true, {"predicted": predicted})
+        path = panel_file(workdir, stage, step)
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(path)
+        progress.picture(step, "gray | predicted | true", picture)
+
+    def validate_step(step: int) -> bool:
+        """Whether the validation was recorded: not if it was interrupted."""
+        batch_size = eval_batch_size(mesh.devices.size)
+        total: metrics.Totals = {}
+        seen = 0
+        for batch in data.eval_batches(
+            config.data,
+            "validation",
+            batch_size=batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ):
+            logged, colored = eval_step(state.params, state.stats, sharding.to_devices(batch, mesh))
+            if not total and colored is not None:
+                save_panel(step, batch, colored)
+            logged = jax.device_get(logged)
+            total = metrics.add(total, logged) if total else logged
+            seen += batch_size
+            if 0 < own.eval_photos <= seen:
+                break
+            if terminated():
+                return False
+        if not total:
+            raise ValueError("the validation split is empty; lower data.train_fraction")
+        progress.validation(step, metrics.mean(total))
+        return True
+
+    def stop(step: int) -> None:
+        checkpoints.save(state)
+        checkpoints.wait()
+        _log.info("%s: saved at step %d and stopping, as SIGTERM asks", stage, step)
+        raise SystemExit(143)
+
+    with closing(progress):
+        if owed and not validate_step(start):
+            stop(start)
+        batches = data.train_batches(
+            config.data,
+            batch_size=own.batch_size,
+            seed=config.seed,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        unread: tuple[int, metrics.Totals] | None = None
+        for step in range(start + 1, own.steps + 1):
+            batch = sharding.to_devices(next(batches), mesh)
+            state, logged = train_step(state, batch)
+            if unread:
+                settle(*unread)
+            unread = (step, logged)
+            if step == start + 1:
+                jax.block_until_ready(logged)
+                progress.restart_clock(step)  # the first step's time is the compiler's
+            stopping = terminated()
+            saving_due = stopping or step == own.steps or step % own.save_every == 0
+            if saving_due or _validation_due(step, own):
+                settle(*unread)
+                unread = None
+                # Before the validation, which may take longer than a terminated process is given.
+                if saving_due:
+                    checkpoints.save(state)
+                if stopping or (_validation_due(step, own) and not validate_step(step)):
+                    stop(step)
+                progress.restart_clock(step)
+
+
+def _validation_due(step: int, own: Config) -> bool:
+    return step == own.steps or step % own.eval_every == 0
+
+
+def _validated(workdir: Path, stage: str, step: int) -> bool:
+    """Whether the validation after a step is recorded."""
+    path = metrics_file(workdir, stage)
+    lines = path.read_text().splitlines() if path.exists() else []
+    # Each record begins with its step and split.
+    return any(line.startswith(json.dumps({"step": step, "split": "validation"})[:-1]) for line in lines)

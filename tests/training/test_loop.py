@@ -1,0 +1,132 @@
+"""The start of a training, and the loop, which keeps the devices busy: what it does while a step runs."""
+
+import itertools
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from colorjax import data
+from colorjax.data.batches import DatasetInfo, RowSource
+from colorjax.run import compilation, sharding
+from colorjax.run.checkpoints import TrainState
+from colorjax.training import loop
+from colorjax.training.loop import train
+from configs import quickstart
+
+STEPS, BATCH = 6, 2
+
+
+class _Rows:
+    """A split that counts the batches that were asked of it."""
+
+    def __init__(self) -> None:
+        self._read = 0
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return 100
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with self._changed:
+            self._read += 1
+            self._changed.notify_all()
+        return np.zeros((len(indices), 8, 8, 3), np.uint8), np.zeros(len(indices), np.int32)
+
+    def reads_reach(self, count: int) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._read >= count, timeout=20)
+
+
+class _Pending:
+    """A number that a step will have: whoever reads it waits, as for a device."""
+
+    def __init__(self, wait: Any) -> None:
+        self._wait = wait
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        self._wait()
+        return np.ones((), np.float32)
+
+
+def test_the_next_batch_is_read_and_sent_while_a_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = quickstart.get_config().unlock()
+    config.stage = "pretrain"
+    config.pretrain.update(steps=STEPS, batch_size=BATCH)
+    config.lock()
+    rows, events = _Rows(), []
+    source = RowSource(DatasetInfo("rows", ("a",), {"train": 100}), {"train": rows})
+    send = sharding.to_devices
+
+    def sent(batch: Any, mesh: Any) -> Any:
+        events.append(("sent", sum(name == "sent" for name, _ in events) + 1))
+        return send(batch, mesh)
+
+    def made_step(*args: Any, **kwargs: Any) -> Any:
+        counter = itertools.count(1)
+
+        def step(before: TrainState, batch: Any) -> Any:
+            number = next(counter)
+            events.append(("started", number))
+
+            def wait() -> None:
+                # The step ends when the batch after the next one has been read, which is never if reading waits for it.
+                assert number == STEPS or rows.reads_reach(number + 2), f"nobody read while step {number} ran"
+                events.append(("ended", number))
+
+            after = TrainState(before.step + 1, before.params, before.stats, before.opt_state)
+            total = (_Pending(wait), jnp.ones(()))
+            return after, {"loss": total, "gradient_norm": (jnp.ones(()), jnp.ones(()))}
+
+        return step
+
+    monkeypatch.setattr(data, "open_source", lambda config: source)
+    monkeypatch.setattr(sharding, "to_devices", sent)
+    monkeypatch.setattr(loop, "make_train_step", made_step)
+    monkeypatch.setattr(loop, "make_eval_step", lambda *args, **kwargs: None)
+    monkeypatch.setattr(loop, "abstract_model", lambda *args, **kwargs: (None, None, None))
+    monkeypatch.setattr(loop, "init_model", lambda *args, **kwargs: ({"w": jnp.ones(2)}, {"s": jnp.ones(1)}))
+    monkeypatch.setattr(loop, "_check_stage", lambda *args, **kwargs: None)
+    train(config, tmp_path)
+    at = {event: place for place, event in enumerate(events)}
+    for step in range(1, STEPS):
+        # The device has its next work before anybody waits for what it does.
+        assert at["sent", step + 1] < at["started", step + 1] < at["ended", step]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("joint.schedule", "cosin", "joint.schedule is 'cosin'; it must be one of constant, cosine"),
+        ("model.head", "rgb", "model.head is 'rgb'"),
+        ("joint.log_every", 0, "joint.log_every is 0; it must be 1 or more"),
+    ],
+)
+def test_a_joint_stage_that_cannot_be_is_refused_before_the_pretraining(
+    tmp_path: Path, field: str, value: Any, said: str
+) -> None:
+    config = quickstart.get_config().unlock()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=re.escape(said)):
+        train(config.lock(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_compiled_programs_are_kept_where_they_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, shortest = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    try:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+        compilation.keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir == before
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        compilation.keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "colorjax")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
