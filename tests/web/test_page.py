@@ -42,13 +42,13 @@ class Served:
     at_once: list[int]
 
 
-UNOPTIMISED = {"xla_backend_optimization_level": 0}  # compiling costs more than all else here
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}  # compiling costs more than all else here
 
 
 @pytest.fixture(scope="module")
 def predictor(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Predictor]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compilation, "compiler_options", lambda: UNOPTIMISED)
+        patch.setattr(compilation, "compiler_options", lambda: UNOPTIMIZED)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield Predictor(untrained)
 
@@ -465,7 +465,7 @@ def test_without_gradio_it_is_said_what_to_install(predictor: Predictor, monkeyp
 def test_the_command_serves_until_it_is_told_to_end(untrained: Path, tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "colorjax", "demo", f"--port={port}"]
-    unoptimized = " ".join(f"--{name}={value}" for name, value in UNOPTIMISED.items())
+    unoptimized = " ".join(f"--{name}={value}" for name, value in UNOPTIMIZED.items())
     environment = os.environ | {"TMPDIR": str(tmp_path), "XLA_FLAGS": unoptimized}
     root = Path(web_page.__file__).parents[2]
     running = subprocess.Popen([*command, f"--checkpoint={untrained}"], cwd=root, env=environment)
