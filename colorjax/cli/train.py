@@ -1,50 +1,90 @@
-"""`colorjax train`, and train.py: trains both stages of a configuration, then evaluates the colorizer.
+"""`colorjax train`, and train.py: trains both stages of a configuration, then evaluates the colorizer."""
 
-Every field of the configuration can be set: `--config.joint.steps=100`, `--config.data.dir=…`. One ablation row:
-`--config=configs/paper.py:no_fusion`. The same command again resumes; SIGTERM saves and stops.
+import argparse
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+from colorjax.cli import configuration
+from colorjax.cli.arguments import Parser, number, workdir
+
+DESCRIPTION = """Trains both stages of a configuration, then evaluates the colorizer on the test split.
+
+Everything goes into --workdir: configuration, checkpoints, metrics, pictures. The same command again goes on from the
+newest checkpoint. SIGTERM and Ctrl-C save a checkpoint and stop."""
+
+EXAMPLES = """
+colorjax train
+colorjax train --config=configs/paper.py --fields
+colorjax train --config=configs/paper.py --config.data.dir=~/tensorflow_datasets --workdir=runs/paper
+colorjax train --config=configs/paper.py:no_fusion --workdir=runs/no_fusion
+colorjax train --config=configs/paper.py --workdir=/shared/run --distributed
 """
 
-import jax
-from absl import app, flags
-from ml_collections import config_flags
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/quickstart.py", "The configuration file, optionally `file.py:ROW`."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    "runs/quickstart",
-    "Where config.json, checkpoints, metrics and pictures go. On several hosts, one that all see.",
-)
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed",
-    False,
-    "Start jax.distributed. TPU pods, Slurm and Open MPI are found by themselves; elsewhere give the "
-    "three flags below.",
-)
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
-_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+_log = logging.getLogger(__name__)
 
 
-def main() -> None:
-    """Runs the command."""
-    app.run(_main)
+def add_arguments(parser: Parser) -> None:
+    """Adds the command's arguments."""
+    configuration.add_arguments(parser, default="configs/quickstart.py")
+    add = parser.add_argument
+    add("--fields", action="store_true", help="list the configuration's fields and rows, and stop")
+    add(
+        "--workdir",
+        type=workdir,
+        default="runs/quickstart",
+        metavar="DIR",
+        help="the run's folder; on several hosts, one that all see",
+    )
+    several = parser.add_argument_group("several hosts")
+    add = several.add_argument
+    add(
+        "--distributed",
+        action="store_true",
+        help="start jax.distributed; TPU pods, Slurm and Open MPI need no more, other clusters the three flags below",
+    )
+    add("--coordinator", metavar="HOST:PORT", help="of process 0")
+    add("--processes", type=number(int, 1), metavar="N", help="how many processes there are")
+    add("--process", type=number(int, 0), metavar="N", help="which of them this is, from 0")
 
 
-def _main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; every setting is a --flag")
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    # After the flags are read, so that --help is quick.
+def run(args: argparse.Namespace) -> None:
+    """Trains and evaluates."""
+    if args.fields:
+        print(configuration.describe(args.config, args.overrides))
+        return
+    config = configuration.load(args.config, args.overrides)
+    if args.distributed:
+        import jax
+
+        jax.distributed.initialize(args.coordinator, args.processes, args.process)
     from colorjax.cli.terminal import log_to_terminal
-    from colorjax.evaluation.evaluate import evaluate
     from colorjax.run import compilation
-    from colorjax.training.loop import train
+    from colorjax.run.workdir import local_path
+    from colorjax.training.termination import termination
 
     log_to_terminal()
     compilation.keep_compiled_programs()
-    train(_CONFIG.value, _WORKDIR.value)
-    if _CONFIG.value.stage != "pretrain" and _CONFIG.value.joint.steps > 0:
-        evaluate(_WORKDIR.value, split="test")
+    with termination(signal.SIGTERM, signal.SIGINT):
+        _train_and_evaluate(config, local_path(args.workdir))
+
+
+def _train_and_evaluate(config: Any, workdir: Path) -> None:
+    from colorjax.evaluation.evaluate import evaluate
+    from colorjax.run.workdir import checkpoint_dir, evaluation_dir
+    from colorjax.training.loop import train
+
+    try:
+        train(config, workdir)
+        if config.stage == "pretrain" or config.joint.steps == 0:
+            _log.info("checkpoints: %s", checkpoint_dir(workdir, "pretrain"))
+            _log.info("next: the same command with --config.stage=joint trains the colorizer")
+            return
+        evaluate(workdir, split="test")
+    except SystemExit:
+        _log.info("stopped; the same command goes on from the newest checkpoint in %s", workdir)
+        raise
+    _log.info("checkpoints: %s", checkpoint_dir(workdir, "joint"))
+    _log.info("pictures: %s", evaluation_dir(workdir, "test") / "panel.png")
+    _log.info("next: colorjax predict PHOTO.jpg --out=colored --checkpoint=%s", workdir)

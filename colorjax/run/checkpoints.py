@@ -1,16 +1,35 @@
-"""Checkpoints: what they hold, saving, restoring, loading. The only module that knows Orbax."""
+"""Checkpoints: what they hold, saving, restoring, loading, checking. The only module that knows Orbax.
 
+Each checkpoint holds a CRC-32 of every array. One that was written before there were checksums is loaded unchecked.
+"""
+
+import errno
+import logging
+import shutil
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
 
+from colorjax.data.errors import one_line
 from colorjax.model.program import Tree
+from colorjax.run.sharding import barrier
+from colorjax.run.trees import require_same_shapes
+
+_log = logging.getLogger(__name__)
 
 _ITEMS = ("params", "stats", "opt_state")
+_CHECKSUMS = "crc32"
+# How Orbax ends the name of a checkpoint that it is still writing.
+_UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 @jax.tree_util.register_dataclass
@@ -39,21 +58,12 @@ class Unaveraged(NamedTuple):
     opt_state: Any
 
 
-class _Manager(ocp.CheckpointManager):
-    def reached_preemption(self, step: int) -> bool:
-        """Leaves the question to the training loop.
-
-        Processes agree on where to stop by counting how often they asked. Orbax would ask at each save as well, with a
-        count of its own, and a signal that came just then would be agreed upon for a count that has long passed.
-        """
-        return False
-
-
 class Checkpoints:
     """The checkpoints of one stage's directory, with the items params, stats (and the step) and opt_state.
 
     Saving copies the state and writes in the background; a checkpoint appears under its name only when it is
-    complete, so a process killed at any moment leaves the one before.
+    complete, so a process killed at any moment leaves the one before. A save that fails is logged, and the next one
+    tries again; `wait`, `close` and the end of a `with` block raise if the last one has failed.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2):
@@ -61,37 +71,74 @@ class Checkpoints:
         directory: created if missing.
         keep: how many of the newest checkpoints stay.
         """
-        self._manager = _Manager(
-            Path(directory).absolute(),
-            item_names=_ITEMS,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-        )
+        self._directory = Path(directory).absolute()
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._saving: Future[None] | None = None
+        self._failure: OSError | None = None
+        # Orbax logs a failed save with tracebacks of hundreds of lines; it is reported here, in one.
+        logging.getLogger("absl").addFilter(_is_not_a_failed_save)
+        if jax.process_index() == 0:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            for path in self._directory.glob(f"*{_UNFINISHED}*"):
+                shutil.rmtree(path, ignore_errors=True)
+        barrier("checkpoints")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except OSError:
+            # The error that ends the block is the one to report: the failed save has been logged.
+            if error is None:
+                raise
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step."""
-        return self._manager.latest_step()
+        return max(_steps(self._directory), default=None)
 
     def save(self, state: TrainState) -> None:
         """Saves under the state's own step, in the background; a step that is there already is left as it is."""
+        self._join()
         step = int(state.step)
-        if step != self._manager.latest_step():
-            items = {name: ocp.args.StandardSave(_item(state, name)) for name in _ITEMS}
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        if step in _steps(self._directory):
+            return
+        items = {name: _item(state, name) for name in _ITEMS}
+        try:
+            require_space(self._directory, state)
+            checksums = {path: _crc32(x) for path, x in _by_path(items).items()}
+            response = ocp.save_checkpointables_async(
+                self._directory / str(step), items, custom_metadata={_CHECKSUMS: checksums}
+            )
+        except Exception as error:
+            self._fail(step, error)
+        else:
+            self._saving = self._thread.submit(self._finish, step, response)
 
     def restore(self, like: TrainState) -> TrainState:
         """The newest checkpoint, with the shapes, dtypes and shardings of `like`.
 
         Raises:
-            ValueError: if the checkpoint's parameters are not those of `like`: names both sides.
+            ValueError: if there is none, or its arrays are not those of `like`: names both sides.
         """
-        step = self._manager.latest_step()
+        step = self.latest_step()
         if step is None:
-            raise ValueError(f"no checkpoint in {self._manager.directory}")
-        abstract = {
-            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, _item(like, name)))
-            for name in _ITEMS
-        }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**abstract))
+            raise ValueError(f"no checkpoint in {self._directory}")
+        path = self._directory / str(step)
+        items = {name: _item(like, name) for name in _ITEMS}
+        saved = ocp.checkpointables_metadata(path).metadata
+        require_same_shapes(
+            _by_path(items),
+            _by_path({name: saved[name] for name in _ITEMS}),
+            message=f"{path} is not a checkpoint of the configured model",
+        )
+        restored = ocp.load_checkpointables(
+            path, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items)
+        )
         return TrainState(
             step=restored["stats"]["step"],
             params=restored["params"],
@@ -99,48 +146,203 @@ class Checkpoints:
             opt_state=restored["opt_state"],
         )
 
+    def saving(self) -> bool:
+        """Whether a save is running in the background."""
+        return self._saving is not None and not self._saving.done()
+
     def wait(self) -> None:
-        """Returns when everything asked for is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything asked for is on disk.
+
+        Raises:
+            OSError: if the last save failed.
+        """
+        self._join()
+        if self._failure:
+            raise self._failure
 
     def close(self) -> None:
-        """Waits, then lets go of the directory."""
-        self._manager.close()
+        """Waits, and ends the background thread.
+
+        Raises:
+            OSError: if the last save failed.
+        """
+        self._join()
+        self._thread.shutdown()
+        if self._failure:
+            raise self._failure
+
+    def _join(self) -> None:
+        if self._saving:
+            self._saving.result()
+            self._saving = None
+
+    def _finish(self, step: int, response: ocp.AsyncResponse[None]) -> None:
+        """Waits for a save and removes the checkpoints that are too many. Runs in the background."""
+        try:
+            response.result()
+        except Exception as error:
+            self._fail(step, error)
+            return
+        self._failure = None
+        if jax.process_index() == 0:
+            for old in sorted(_steps(self._directory))[: -self._keep]:
+                # Renamed first, so that a process killed meanwhile leaves no half of a checkpoint under its name.
+                doomed = self._directory / f"{old}{_UNFINISHED}"
+                (self._directory / str(old)).rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    def _fail(self, step: int, error: Exception) -> None:
+        # TensorStore's errors have no types.
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        reason = f"no space left on the disk of {self._directory}" if full else one_line(error)
+        self._failure = OSError(f"the checkpoint of step {step} is not saved: {reason}")
+        self._failure.__cause__ = error
+        latest = self.latest_step()
+        kept = "there is none before it" if latest is None else f"that of step {latest} is the newest"
+        _log.warning("%s; %s. The next save tries again.", self._failure, kept)
+        if jax.process_index() == 0:
+            shutil.rmtree(self._directory / f"{step}{_UNFINISHED}", ignore_errors=True)
+
+
+def require_space(directory: Path, state: Any) -> None:
+    """Refuses a disk that has no room for a checkpoint. All hosts must call it, and get the answer of the first.
+
+    Args:
+        directory: of the checkpoints; may not exist yet.
+        state: a tree of arrays or shapes, uncompressed the size of a checkpoint.
+
+    Raises:
+        OSError: ENOSPC, if the disk has no room.
+    """
+    needed = sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(state))
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if not multihost_utils.broadcast_one_to_all(np.asarray(free >= needed)):
+        raise OSError(
+            errno.ENOSPC,
+            f"a checkpoint takes {needed / 1e6:,.0f} MB, and the disk of {directory} has {free / 1e6:,.0f} MB left",
+        )
+
+
+def set_aside_damaged(directory: Path) -> None:
+    """Renames the damaged checkpoints that are newer than the newest good one, with a warning: N becomes N.damaged.
+
+    Training then goes on from the good one. All hosts must call it.
+
+    Args:
+        directory: of a stage's checkpoints; may not exist yet.
+
+    Raises:
+        ValueError: if there are checkpoints, and all of them are damaged.
+    """
+    if not _steps(directory):
+        return
+    good, _ = _load_newest(directory, _ITEMS)
+    barrier("damaged checkpoints")  # no host is still reading
+    if jax.process_index() == 0:
+        for step in _steps(directory):
+            if step > good:
+                aside = directory / f"{step}.damaged"
+                shutil.rmtree(aside, ignore_errors=True)
+                (directory / str(step)).rename(aside)
+    barrier("good checkpoints")
 
 
 def load_checkpoint(directory: str | Path) -> tuple[int, Tree, Tree]:
-    """The step, parameters and statistics of a stage's newest checkpoint, as numpy arrays.
+    """The step, parameters and statistics of a stage's newest good checkpoint, as numpy arrays.
+
+    Where newer ones are damaged, a warning says so.
 
     Args:
         directory: a stage's checkpoint directory.
 
     Raises:
         FileNotFoundError: if there is no checkpoint in it.
+        ValueError: if every checkpoint in it is damaged.
     """
     path = Path(directory).absolute()
     if not path.is_dir():
         raise FileNotFoundError(f"no checkpoint directory {path}")
-    handlers = {name: ocp.PyTreeCheckpointHandler() for name in _ITEMS}
-    with ocp.CheckpointManager(path, item_names=_ITEMS, item_handlers=handlers) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"no finished checkpoint in {path}")
-        metadata = manager.item_metadata(step)
-        # As numpy, so that it does not matter on which devices the checkpoint was written.
-        as_numpy = {
-            name: ocp.args.PyTreeRestore(
-                restore_args=jax.tree.map(
-                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-                    metadata[name].tree,
-                    is_leaf=lambda x: hasattr(x, "shape"),
-                )
+    step, items = _load_newest(path, ("params", "stats"))
+    return step, items["params"], items["stats"]["stats"]
+
+
+def _load_newest(directory: Path, names: Sequence[str]) -> tuple[int, dict[str, Any]]:
+    """The newest good checkpoint's step, and items of it as numpy arrays."""
+    damaged: dict[int, str] = {}
+    for step in sorted(_steps(directory), reverse=True):
+        try:
+            items = _load(directory / str(step), names)
+        except ValueError as error:
+            damaged[step] = str(error)
+            continue
+        if damaged:
+            newest = max(damaged)
+            _log.warning(
+                "%s: the checkpoint of step %d is damaged (%s). Taking that of step %d: steps %d to %d are lost.",
+                directory,
+                newest,
+                damaged[newest],
+                step,
+                step + 1,
+                newest,
             )
-            for name in ("params", "stats")
+        return step, items
+    if damaged:
+        newest = max(damaged)
+        raise ValueError(
+            f"{directory}: no checkpoint is whole; step {newest}: {damaged[newest]}. "
+            "Restore the folder from a copy, or delete it to train the stage again."
+        )
+    raise FileNotFoundError(f"no finished checkpoint in {directory}")
+
+
+def _load(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Items of a checkpoint as numpy arrays, so that it does not matter on which devices it was written.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        metadata = ocp.checkpointables_metadata(path)
+        abstract = {
+            name: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata.metadata[name]) for name in names
         }
-        restored = manager.restore(step, args=ocp.args.Composite(**as_numpy))
-    return step, restored["params"], restored["stats"]["stats"]
+        items = ocp.load_checkpointables(path, abstract)
+        checksums = (metadata.custom_metadata or {}).get(_CHECKSUMS)
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes make Orbax and TensorStore raise errors of many types
+        raise ValueError(f"it cannot be read, {one_line(error)}") from error
+    for key, x in _by_path(items).items():
+        if checksums is not None and checksums.get(key) != _crc32(x):
+            raise ValueError(f"{key} differs from its checksum")
+        if not key.startswith("opt_state") and not np.isfinite(x).all():
+            raise ValueError(f"{key} holds values that are not finite")
+    return items
+
+
+def _steps(directory: Path) -> list[int]:
+    """The steps of the complete checkpoints."""
+    return [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
 
 
 def _item(state: TrainState, name: str) -> Any:
     # Orbax takes neither a bare array nor a tree without leaves, which the statistics of GroupNorm are.
     return {"step": state.step, "stats": state.stats} if name == "stats" else getattr(state, name)
+
+
+def _by_path(items: dict[str, Any]) -> dict[str, Any]:
+    """Leaves by paths with dots, which are the same for a tuple with names and the dict that Orbax makes of it."""
+    leaves = jax.tree_util.tree_leaves_with_path(items)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+
+
+def _crc32(x: jax.Array | np.ndarray) -> int:
+    # The state lies whole on each device.
+    array = np.asarray(x.addressable_data(0) if isinstance(x, jax.Array) else x)
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _is_not_a_failed_save(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts

@@ -1,7 +1,7 @@
 """The prior of a run: the file that `data.prior` names, or one counted once into the workdir."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +17,31 @@ from colorjax.run.workdir import prior_file
 _log = logging.getLogger(__name__)
 
 
-def count_prior(config: Config, path: Path, *, terminated: Callable[[], bool] = lambda: False) -> None:
-    """Counts the colors of the training split into a file; they depend on the `data` section alone.
-
-    Raises:
-        SystemExit: 143, once `terminated` says so; nothing is written then.
-    """
+def count_prior(config: Config, path: Path) -> None:
+    """Counts the colors of the training split into a file; they depend on the `data` section alone."""
     _log.info("counting the colors of the training split, once, into %s", path)
 
     def crops() -> Iterator[dict[str, Any]]:
         for batch in data.eval_batches(config.data, "train", batch_size=64):
-            if terminated():
-                raise SystemExit(143)
             yield {**batch, "image": center_crop(batch["image"], config.data.image_size)}
 
     count(crops(), source=f"{config.data.source}:train").save(path)
 
 
-def load_prior(config: Config, workdir: Path, *, terminated: Callable[[], bool] = lambda: False) -> Prior:
+def load_prior(config: Config, workdir: Path) -> Prior:
     """The prior of a run, counted first where it is missing.
 
     Args:
         config: see configs/paper.py.
         workdir: of the run.
-        terminated: asked while one host counts; with several hosts, where all would have to ask, it is not.
 
     Raises:
         ValueError: if `data.prior` is missing or damaged.
-        SystemExit: 143, once `terminated` says so.
     """
     path = prior_file(config, workdir)
     if not config.data.prior:
         if jax.process_index() == 0 and not path.exists():
-            count_prior(config, path, terminated=terminated if jax.process_count() == 1 else lambda: False)
+            count_prior(config, path)
         # Every process comes by here, whether it came before or after the file.
         barrier("prior")
     return Prior.load(path)

@@ -1,7 +1,10 @@
 """Training: the start-up order, and the one loop that both stages share."""
 
-import json
+import functools
+import itertools
 import logging
+import signal
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from PIL import Image
 
-from colorjax import color, data, metrics
+from colorjax import atomic, color, data, metrics
 from colorjax.data.batches import center_crop, eval_batch_size
 from colorjax.model.program import abstract_model, init_model
 from colorjax.run import sharding
@@ -32,9 +36,9 @@ from colorjax.run.workdir import (
 )
 from colorjax.training.optimizer import init_state, initial_state, make_optimizer
 from colorjax.training.pretrained import check_pretrained, graft_pretrained
-from colorjax.training.progress import Progress
+from colorjax.training.progress import Progress, duration, has_validation
 from colorjax.training.step import color_reference, make_eval_step, make_train_step
-from colorjax.training.termination import Terminated, termination
+from colorjax.training.termination import Termination, termination
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +59,7 @@ def train(config: Config, workdir: str | Path) -> None:
         ValueError: for a configuration that does not hold together, or another one than the workdir's. Every stage
             that is to run is built and traced on the devices before the first step of any.
         FloatingPointError: if the loss stops being finite; the checkpoints stay as they were.
-        SystemExit: 143, after saving, on SIGTERM.
+        SystemExit: 143, after saving, on SIGTERM; in a `termination` block also 130 on SIGINT.
     """
     workdir = local_path(workdir)
     if config.stage not in ("both", *STAGES):
@@ -64,7 +68,7 @@ def train(config: Config, workdir: str | Path) -> None:
     differences(config, workdir)
     stages = [stage for stage in STAGES if config.stage in ("both", stage) and config[stage].steps > 0]
     mesh = sharding.make_mesh()
-    with termination() as terminated:
+    with termination(signal.SIGTERM) as stop:
         info = data.dataset_info(config.data)
         for stage in stages:
             if (latest_step(workdir, stage) or 0) < config[stage].steps:
@@ -75,7 +79,8 @@ def train(config: Config, workdir: str | Path) -> None:
             save_class_names(workdir, tuple(info.class_names))
         for stage in stages:
             with closing(Checkpoints(checkpoint_dir(workdir, stage))) as checkpoints:
-                _train_stage(config, stage, workdir, mesh, info, checkpoints, terminated)
+                stop.saving = checkpoints.saving
+                _train_stage(config, stage, workdir, mesh, info, checkpoints, stop)
 
 
 def _check_stage(config: Config, stage: str, workdir: Path, mesh: Mesh, *, classes: int) -> None:
@@ -112,19 +117,19 @@ def _train_stage(
     mesh: Mesh,
     info: data.DatasetInfo,
     checkpoints: Checkpoints,
-    terminated: Terminated,
+    stop: Termination,
 ) -> None:
     """Trains one stage from its newest checkpoint, or from the start, to its last step."""
-    own = config[stage]
+    settings = config[stage]
     start = checkpoints.latest_step() or 0
-    # A run that was stopped may still owe the validation of its newest checkpoint.
-    owed = start > 0 and _validation_due(start, own) and not _validated(workdir, stage, start)
-    if start >= own.steps and not owed:
-        _log.info("%s: all %d steps are done", stage, own.steps)
+    # A run that was stopped may still owe the validation of its newest checkpoint. One host reads the file for all.
+    owed = _validation_due(start, settings) and not has_validation(metrics_file(workdir, stage), start)
+    owed = bool(multihost_utils.broadcast_one_to_all(np.asarray(start > 0 and owed)))
+    if start >= settings.steps and not owed:
+        _log.info("%s: all %d steps are done", stage, settings.steps)
         return
     classes = len(info.class_names)
-    prior = load_prior(config, workdir, terminated=terminated) if stage == "joint" else None
-    reference = color_reference(prior.p, config) if prior else None
+    reference = color_reference(load_prior(config, workdir).p, config) if stage == "joint" else None
     optimizer = make_optimizer(config, stage)
     program, *_ = abstract_model(config, stage, classes=classes)
     train_step = make_train_step(program, optimizer, config, stage, reference=reference, mesh=mesh)
@@ -133,7 +138,7 @@ def _train_stage(
     params, stats = init_model(config, stage, classes=classes)
     if not start and stage == "joint":
         params, stats = graft_pretrained(config, workdir, params, stats)
-    state = init_state(params, stats, optimizer, mesh, average=own.ema > 0)
+    state = init_state(params, stats, optimizer, mesh, average=settings.ema > 0)
     del params, stats
     if start:
         state = checkpoints.restore(state)
@@ -142,14 +147,20 @@ def _train_stage(
         stage,
         sum(p.size for p in jax.tree.leaves(state.params)) / 1e6,
         start,
-        own.steps,
-        own.batch_size,
+        settings.steps,
+        settings.batch_size,
         info.name,
         info.sizes["train"],
         mesh.devices.size,
         mesh.devices.flat[0].device_kind,
     )
-    progress = Progress(metrics_file(workdir, stage).parent, start=start, steps=own.steps, batch_size=own.batch_size)
+    progress = Progress(
+        metrics_file(workdir, stage).parent,
+        start=start,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        summed=stage == "joint" and config.loss.pixels == "sum",
+    )
     since_record: metrics.Totals = {}
 
     def settle(step: int, logged: metrics.Totals) -> None:
@@ -163,8 +174,10 @@ def _train_stage(
                     f"or set {stage}.clip_norm. The newest checkpoint is from before."
                 )
         since_record = metrics.add(since_record, read) if since_record else read
-        if step % own.log_every == 0 or step == own.steps:
-            progress.train(step, metrics.mean(since_record))
+        means = metrics.mean(since_record)
+        progress.advance(step, means)
+        if step % settings.log_every == 0 or step == settings.steps:
+            progress.train(step, means)
             since_record = {}
 
     def save_panel(step: int, batch: data.Batch, colored: jax.Array) -> None:
@@ -175,83 +188,85 @@ def _train_stage(
         picture = panel(true, {"predicted": predicted})
         path = panel_file(workdir, stage, step)
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(path)
+        with atomic.replacing(path) as temporary:
+            Image.fromarray(picture).save(temporary, "PNG")
         progress.picture(step, "gray | predicted | true", picture)
 
-    def validate_step(step: int) -> bool:
-        """Whether the validation was recorded: not if it was interrupted."""
+    compiled_eval_step: Any = None
+
+    def validate_step(step: int) -> None:
+        nonlocal compiled_eval_step
         batch_size = eval_batch_size(mesh.devices.size)
-        total: metrics.Totals = {}
-        seen = 0
-        for batch in data.eval_batches(
+        batches = data.eval_batches(
             config.data,
             "validation",
             batch_size=batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-        ):
-            logged, colored = eval_step(state.params, state.stats, sharding.to_devices(batch, mesh))
-            if not total and colored is not None:
+        )
+        measured: list[metrics.Totals] = []
+        for batch in itertools.islice(batches, -(-settings.eval_photos // batch_size) or None):
+            args = (state.params, state.stats, sharding.to_devices(batch, mesh))
+            compiled_eval_step = compiled_eval_step or _compile(eval_step, *args, name=f"{stage} validation")
+            logged, colored = compiled_eval_step(*args)
+            if measured:  # the devices are busy with the next one already
+                measured[-1] = jax.device_get(measured[-1])
+            elif colored is not None:
                 save_panel(step, batch, colored)
-            logged = jax.device_get(logged)
-            total = metrics.add(total, logged) if total else logged
-            seen += batch_size
-            if 0 < own.eval_photos <= seen:
-                break
-            if terminated():
-                return False
-        if not total:
+            measured.append(logged)
+            if stop.requested():
+                stop.exit()
+        if not measured:
             raise ValueError("the validation split is empty; lower data.train_fraction")
-        progress.validation(step, metrics.mean(total))
-        return True
-
-    def stop(step: int) -> None:
-        checkpoints.save(state)
-        checkpoints.wait()
-        _log.info("%s: saved at step %d and stopping, as SIGTERM asks", stage, step)
-        raise SystemExit(143)
+        progress.validation(step, metrics.mean(functools.reduce(metrics.add, jax.device_get(measured))))
 
     with closing(progress):
-        if owed and not validate_step(start):
-            stop(start)
+        if owed:
+            validate_step(start)
         batches = data.train_batches(
             config.data,
-            batch_size=own.batch_size,
+            batch_size=settings.batch_size,
             seed=config.seed,
             start_step=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        compiled_step: Any = None
         unread: tuple[int, metrics.Totals] | None = None
-        for step in range(start + 1, own.steps + 1):
+        for step in range(start + 1, settings.steps + 1):
             batch = sharding.to_devices(next(batches), mesh)
-            state, logged = train_step(state, batch)
+            if compiled_step is None:
+                compiled_step = _compile(train_step, state, batch, name=f"{stage} training")
+                progress.restart_clock(start)
+            stop.hold()
+            state, logged = compiled_step(state, batch)
             if unread:
                 settle(*unread)
             unread = (step, logged)
-            if step == start + 1:
-                jax.block_until_ready(logged)
-                progress.restart_clock(step)  # the first step's time is the compiler's
-            stopping = terminated()
-            saving_due = stopping or step == own.steps or step % own.save_every == 0
-            if saving_due or _validation_due(step, own):
+            stopping, validating = stop.requested(), _validation_due(step, settings)
+            if stopping or validating or step % settings.save_every == 0:
                 settle(*unread)
                 unread = None
                 # Before the validation, which may take longer than a terminated process is given.
-                if saving_due:
-                    checkpoints.save(state)
-                if stopping or (_validation_due(step, own) and not validate_step(step)):
-                    stop(step)
+                checkpoints.save(state)
+                if stopping:
+                    checkpoints.wait()
+                    _log.info("%s: saved at step %d and stopping, as the signal asks", stage, step)
+                    stop.exit()
+                stop.release()
+                if validating:
+                    validate_step(step)
                 progress.restart_clock(step)
 
 
-def _validation_due(step: int, own: Config) -> bool:
-    return step == own.steps or step % own.eval_every == 0
+def _compile(step: Any, *args: Any, name: str) -> Any:
+    """A jitted step's program for these arguments, with a word before and after."""
+    _log.info("%s: compiling…", name)
+    began = time.perf_counter()
+    program = step.lower(*args).compile()
+    _log.info("%s: compiled in %s", name, duration(time.perf_counter() - began))
+    return program
 
 
-def _validated(workdir: Path, stage: str, step: int) -> bool:
-    """Whether the validation after a step is recorded."""
-    path = metrics_file(workdir, stage)
-    lines = path.read_text().splitlines() if path.exists() else []
-    # Each record begins with its step and split.
-    return any(line.startswith(json.dumps({"step": step, "split": "validation"})[:-1]) for line in lines)
+def _validation_due(step: int, settings: Config) -> bool:
+    return step == settings.steps or step % settings.eval_every == 0

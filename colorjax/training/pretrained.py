@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from colorjax.model.colorizer import SHARED, UNUSED_BY_CLASSIFIER
 from colorjax.model.program import Tree, abstract_model
@@ -27,11 +28,11 @@ def check_pretrained(config: Config, workdir: Path, params: Tree, stats: Tree, *
     Raises:
         ValueError: as `graft_pretrained`.
     """
-    if config.joint.init_from or config.stage == "joint":
-        graft_pretrained(config, workdir, params, stats)
-    elif config.pretrain.steps:
+    if config.stage == "both" and config.pretrain.steps and not config.joint.init_from:
         _, pretrained_params, pretrained_stats = abstract_model(config, "pretrain", classes=classes)
-        _graft(config, params, stats, pretrained_params, pretrained_stats, whole=False)
+        _graft(config, params, stats, _Pretrained(pretrained_params, pretrained_stats))
+    elif pretrained := _load(config, workdir):
+        _graft(config, params, stats, pretrained)
 
 
 def graft_pretrained(config: Config, workdir: Path, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
@@ -47,41 +48,60 @@ def graft_pretrained(config: Config, workdir: Path, params: Tree, stats: Tree) -
     Raises:
         ValueError: if there is no pretraining to start from, it is not finished, or it does not fit the model.
     """
-    if not config.joint.init_from and config.pretrain.steps == 0:
+    pretrained = _load(config, workdir)
+    if pretrained is None:
         return params, stats
-    source = local_path(config.joint.init_from or workdir)
-    if whole := bool(config.joint.init_from) and is_portable(source):
-        exported = load_trained(source)
-        step, pretrained_params, pretrained_stats = exported.step, exported.params, exported.stats
-    else:
-        source = checkpoint_dir(source, "pretrain")
-        try:
-            step, pretrained_params, pretrained_stats = load_checkpoint(source)
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"the joint stage starts from a pretrained classifier, but there is {error}; train with "
-                "stage=pretrain first, set joint.init_from to a pretrained workdir or an exported folder, or set "
-                "pretrain.steps=0 to start from scratch"
-            ) from error
-    if not config.joint.init_from and step < config.pretrain.steps:
-        raise ValueError(
-            f"the pretraining in {workdir} stands at step {step} of {config.pretrain.steps}; finish it "
-            "with stage=pretrain, or set joint.init_from to take it as it is"
-        )
-    grafted = _graft(config, params, stats, pretrained_params, pretrained_stats, whole=whole)
-    _log.info("joint: %s from %s, step %d", ", ".join(config.joint.carried), source, step)
+    grafted = _graft(config, params, stats, pretrained)
+    _log.info("joint: %s taken from %s", ", ".join(config.joint.carried), pretrained.source)
     return grafted
 
 
-def _graft(
-    config: Config, params: Tree, stats: Tree, pretrained_params: Tree, pretrained_stats: Tree, *, whole: bool
-) -> tuple[Tree, Tree]:
-    """Grafts `joint.carried`; `whole` says that the source is a colorizer, all of whose layers are trained."""
-    carried, carriable = config.joint.carried, tuple(params) if whole else SHARED
+class _Pretrained(NamedTuple):
+    """What the joint stage can start from.
+
+    Attributes:
+        params, stats: of a classifier or a colorizer.
+        whole: whether it is a colorizer, all of whose layers are trained.
+        source: where it was, for the log.
+    """
+
+    params: Tree
+    stats: Tree
+    whole: bool = False
+    source: str = ""
+
+
+def _load(config: Config, workdir: Path) -> _Pretrained | None:
+    """What the joint stage starts from; None where it starts from scratch. Raises as `graft_pretrained`."""
+    if not config.joint.init_from and config.pretrain.steps == 0:
+        return None
+    source = local_path(config.joint.init_from or workdir)
+    if config.joint.init_from and is_portable(source):
+        exported = load_trained(source)
+        return _Pretrained(exported.params, exported.stats, whole=True, source=f"{source}, step {exported.step}")
+    directory = checkpoint_dir(source, "pretrain")
+    try:
+        step, params, stats = load_checkpoint(directory)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"the joint stage starts from a pretrained classifier, but there is {error}; train with stage=pretrain "
+            "first, set joint.init_from to a pretrained workdir or an exported folder, or set pretrain.steps=0 to "
+            "start from scratch"
+        ) from error
+    if not config.joint.init_from and step < config.pretrain.steps:
+        raise ValueError(
+            f"the pretraining in {workdir} stands at step {step} of {config.pretrain.steps}; finish it with "
+            "stage=pretrain, or set joint.init_from to take it as it is"
+        )
+    return _Pretrained(params, stats, source=f"{directory}, step {step}")
+
+
+def _graft(config: Config, params: Tree, stats: Tree, pretrained: _Pretrained) -> tuple[Tree, Tree]:
+    carried, carriable = config.joint.carried, tuple(params) if pretrained.whole else SHARED
     if not set(carried) <= set(carriable):
         raise ValueError(f"joint.carried is {tuple(carried)}; it can only name {', '.join(carriable)}")
-    keep = () if whole else UNUSED_BY_CLASSIFIER
+    untrained = () if pretrained.whole else UNUSED_BY_CLASSIFIER
     return (
-        graft(params, pretrained_params, networks=carried, what="parameters", keep=keep),
-        graft(stats, pretrained_stats, networks=carried, what="statistics", keep=keep),
+        graft(params, pretrained.params, networks=carried, what="parameters", keep=untrained),
+        graft(stats, pretrained.stats, networks=carried, what="statistics", keep=untrained),
     )
