@@ -20,7 +20,7 @@ from colorjax import atomic, color, data, metrics
 from colorjax.data.batches import center_crop, eval_batch_size
 from colorjax.model.program import abstract_model, init_model
 from colorjax.run import sharding
-from colorjax.run.checkpoints import Checkpoints
+from colorjax.run.checkpoints import Checkpoints, require_space, set_aside_damaged
 from colorjax.run.config import STAGES, Config, validate
 from colorjax.run.pictures import panel
 from colorjax.run.prior import load_prior
@@ -30,6 +30,7 @@ from colorjax.run.workdir import (
     differences,
     latest_step,
     local_path,
+    lock,
     metrics_file,
     panel_file,
     save_class_names,
@@ -58,6 +59,8 @@ def train(config: Config, workdir: str | Path) -> None:
     Raises:
         ValueError: for a configuration that does not hold together, or another one than the workdir's. Every stage
             that is to run is built and traced on the devices before the first step of any.
+        BlockingIOError: if another run trains in the workdir.
+        OSError: if the disk has no room for a checkpoint.
         FloatingPointError: if the loss stops being finite; the checkpoints stay as they were.
         SystemExit: 143, after saving, on SIGTERM; in a `termination` block also 130 on SIGINT.
     """
@@ -73,14 +76,16 @@ def train(config: Config, workdir: str | Path) -> None:
         for stage in stages:
             if (latest_step(workdir, stage) or 0) < config[stage].steps:
                 _check_stage(config, stage, workdir, mesh, classes=len(info.class_names))
-        bind_config(config, workdir)
-        sharding.barrier("config")
-        if jax.process_index() == 0:
-            save_class_names(workdir, tuple(info.class_names))
-        for stage in stages:
-            with closing(Checkpoints(checkpoint_dir(workdir, stage))) as checkpoints:
-                stop.saving = checkpoints.saving
-                _train_stage(config, stage, workdir, mesh, info, checkpoints, stop)
+        with lock(workdir):
+            bind_config(config, workdir)
+            sharding.barrier("config")
+            if jax.process_index() == 0:
+                save_class_names(workdir, tuple(info.class_names))
+            for stage in stages:
+                set_aside_damaged(checkpoint_dir(workdir, stage))
+                with Checkpoints(checkpoint_dir(workdir, stage)) as checkpoints:
+                    stop.saving = checkpoints.saving
+                    _train_stage(config, stage, workdir, mesh, info, checkpoints, stop)
 
 
 def _check_stage(config: Config, stage: str, workdir: Path, mesh: Mesh, *, classes: int) -> None:
@@ -97,6 +102,7 @@ def _check_stage(config: Config, stage: str, workdir: Path, mesh: Mesh, *, class
     state = jax.eval_shape(
         lambda params, stats: initial_state(params, stats, optimizer, average=config[stage].ema > 0), params, stats
     )
+    require_space(checkpoint_dir(workdir, stage), state)
     side = config.data.resolution
 
     def batch(size: int) -> Any:
