@@ -1,20 +1,17 @@
-"""Evaluation of a finished run on a whole split, beside the answers that need no network.
+"""Evaluates a trained model on a whole split, beside three baselines: the annealed prior, the mean color and gray.
 
-`python -m colorjax evaluate --workdir=…` prints a table and writes into `<workdir>/evaluation/<split>/`:
+`colorjax evaluate --workdir=…` prints a table and writes into `<workdir>/evaluation/<split>/`, or into `--out`:
 
-    metrics.json     every answer's means, with bootstrap intervals; the sweep of temperatures, if one was asked for
-    per_photo.csv    the model's measures of every photo, in the split's order
+    metrics.json     means and bootstrap intervals of every method, and the sweep of temperatures if there is one
+    per_photo.csv    the model's metrics of every photo, in the split's order
     per_class.csv    their means by class
     panel.png        the split's first photos: gray | predicted | true
-    best_worst.png   the best, median and worst of the model's photos by ΔE2000
+    best_worst.png   the model's best, median and worst photos by ΔE2000
 """
 
-import itertools
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,76 +19,38 @@ from PIL import Image
 
 from colorjax import data
 from colorjax.data.batches import Share, eval_batch_size
-from colorjax.evaluation import bootstrap, frechet, split_pass
+from colorjax.evaluation import bootstrap, report, split_pass
 from colorjax.evaluation.judges import efficientnet, inception, lpips
-from colorjax.evaluation.judges.weights import Weights
-from colorjax.evaluation.measures import ANSWERS, FEATURES, Photos, Scores, at_temperature, make_judge, make_step
-from colorjax.evaluation.tables import markdown_table, write_csv
-from colorjax.model.program import build_program
-from colorjax.run import sharding
+from colorjax.evaluation.judges.weights import Weights, checksum
+from colorjax.evaluation.measures import Photos, Scores, make_judge, make_measure
+from colorjax.evaluation.summary import summarize
+from colorjax.model.program import Program, Tree, build_program
+from colorjax.run import portable, sharding
 from colorjax.run.checkpoints import load_checkpoint
 from colorjax.run.config import Config
 from colorjax.run.pictures import panel
 from colorjax.run.prior import load_prior
-from colorjax.run.workdir import checkpoint_dir, evaluation_dir, latest_step, load_config, local_path
+from colorjax.run.trained import load_trained
+from colorjax.run.workdir import (
+    checkpoint_dir,
+    evaluation_dir,
+    latest_step,
+    load_class_names,
+    load_config,
+    local_path,
+    prior_file,
+)
 
 _log = logging.getLogger(__name__)
 
-COLUMNS = {
-    "psnr": "PSNR dB",
-    "ssim": "SSIM",
-    "colorfulness": "colorfulness",
-    "colorfulness_difference": "its difference",
-    "colorfulness_error": "its error",
-    "auc": "AuC %",
-    "auc_rebalanced": "AuC rebalanced %",
-    "delta_e": "ΔE2000",
-    "mean_a": "mean a",
-    "mean_b": "mean b",
-    "mean_color_distance": "distance to the mean color",
-    "color_ce": "color CE",
-    "color_loss": "weighted CE",
-    "lpips": "LPIPS",
-    "top1": "top-1",
-    "top5": "top-5",
+_NOT_ASKED_FOR = {
+    "lpips": "LPIPS (--lpips_weights)",
+    "inception": "FID (--inception_weights)",
+    "efficientnet": "the Fréchet distance of EfficientNet-Lite0 features (--frechet)",
 }
-"""Metric -> its heading, in the table's order."""
-
-PER_PHOTO = (
-    "psnr",
-    "ssim",
-    "colorfulness",
-    "true_colorfulness",
-    "colorfulness_error",
-    "auc",
-    "auc_rebalanced",
-    "delta_e",
-    "mean_a",
-    "mean_b",
-    "mean_color_distance",
-    "color_ce",
-    "color_loss",
-    "top1",
-    "top5",
-    "lpips",
-)
-"""The model's columns of per_photo.csv and per_class.csv; empty where a model has no such measure."""
-
-DISTANCES = {
-    "efficientnet": "Fréchet distance of EfficientNet-Lite0 features",
-    "inception": "FID",
-}
-"""Network -> what the Fréchet distance of its features is called."""
-
-_LEFT_OUT = {
-    "lpips": "LPIPS, for which --lpips_weights gives the weights",
-    "inception": "FID, for which --inception_weights gives the weights",
-    "efficientnet": "the Fréchet distance of EfficientNet-Lite0 features, for which there is --frechet",
-}
-
 _PANEL_PHOTOS = 12
 _BEST_WORST = 6  # photos of each kind
-_BY = "delta_e"  # ascending is best first
+_BY = "delta_e"  # orders the photos, ascending from the best
 
 
 def evaluate(
@@ -99,69 +58,85 @@ def evaluate(
     *,
     split: str = "test",
     data_dir: str | None = None,
+    out: str | Path | None = None,
     temperature: float | Sequence[float] | None = None,
     frechet: bool = False,
     lpips_weights: str | Path | None = None,
     inception_weights: str | Path | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Evaluates a run's newest joint checkpoint, or its classifier where the joint stage has none yet.
+    """Evaluates a run's newest colorizer, the colorizer in a portable folder, or else a run's newest classifier.
 
-    Photos are center crops; each is counted once, whatever the batch size and the number of devices and hosts. A metric
-    is a number of a photo (answers.make_step), and a row holds its means over photos. To them come the difference of
-    colorfulness, prediction − truth, and its error, the absolute difference, each photo with itself.
+    Photos are center crops. Each counts once, whatever the batch size and the number of devices and hosts. The metrics
+    of a photo are those of measures.make_measure, and the difference of colorfulness, predicted − true, with its
+    absolute value. If the data's classes are not the model's, top-1 and top-5 are left out.
 
     Args:
-        workdir: of `train`.
+        workdir: of `train`; or a portable folder. If that has no prior.npz, the prior is counted into `out`.
         split: train, validation or test.
-        data_dir: where the photographs lie now; None is the run's own data.dir.
-        temperature: of the annealed mean; None is the run's own. Several are a sweep: the rows are those of the run's
-            own temperature, and the record also says at which one predicted and true colorfulness agree.
-        frechet: whether to take the Fréchet distance of EfficientNet-Lite0 features between predicted and true photos.
-        lpips_weights: file of the standard weights of LPIPS over AlexNet (judges.lpips.load); None leaves LPIPS out.
-        inception_weights: file of FID's standard weights (judges.inception.load); None leaves FID out.
+        data_dir: where the photos are; None is the run's own data.dir.
+        out: the folder to write into; None is `<workdir>/evaluation/<split>`.
+        temperature: of the annealed mean; None is the run's own. Several are a sweep: the rows stay those of the run's
+            own temperature, and the record also has the temperature at which predicted and true colorfulness agree.
+        frechet: whether to compute the Fréchet distance between EfficientNet-Lite0 features.
+        lpips_weights: file of LPIPS' weights (see judges.lpips.load); None leaves LPIPS out.
+        inception_weights: file of FID's weights (see judges.inception.load); None leaves FID out.
 
     Returns:
-        Answer ("model", "prior", "mean color", "gray", "truth") -> metric -> mean. metrics.json holds the same under
-        `rows`, and under `intervals` the bootstrap's 95 % interval [low, high] of each.
+        Method ("model", "prior", "mean color", "gray", "truth") -> metric -> mean. metrics.json holds the same under
+        `rows`, and 95 % bootstrap intervals [low, high] under `intervals`.
 
     Raises:
-        FileNotFoundError: if the workdir holds no run, or no finished checkpoint.
-        ValueError: if there is no photo, weights cannot be used, or something is asked for that the model has not.
-        ImportError: for `frechet` without the package that has the weights.
+        FileNotFoundError: the workdir holds no run or no finished checkpoint, or a file of weights does not exist.
+        ValueError: an argument or a file is wrong, no photo decodes, or the model's outputs are not finite.
+        ImportError: the package for `frechet` is not installed.
     """
     workdir = local_path(workdir)
     config = load_config(workdir)
-    if data_dir is not None:
-        with config.unlocked():
-            config.data.dir = data_dir
-    stage = "joint" if latest_step(workdir, "joint") is not None else "pretrain"
+    is_portable = portable.is_portable(workdir)
+    with config.unlocked():
+        config.data.dir = config.data.dir if data_dir is None else data_dir
+        if is_portable:
+            config.data.prior = ""  # the path was on another machine
+    stage = "joint" if is_portable or latest_step(workdir, "joint") is not None else "pretrain"
     own, sweep = _temperatures(config, stage, temperature)
     judges = _judges(stage, frechet=frechet, lpips_weights=lpips_weights, inception_weights=inception_weights)
-    mesh = sharding.make_mesh()
+    program, class_names, step, *trees = _load(config, stage, workdir)
     info = data.dataset_info(config.data)
-    program = build_program(config, stage, classes=len(info.class_names))
-    step, *trees = load_checkpoint(checkpoint_dir(workdir, stage))
-    resident = jax.device_put((*trees, judges), sharding.replicated(mesh))
+    directory = evaluation_dir(workdir, split) if out is None else local_path(out)
+    if jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
     prior = None
     if stage == "joint":
-        prior = load_prior(config, workdir)
-    jitted = make_step(program, config, prior=prior, temperature=own, sweep=sweep, mesh=mesh)
-    judged = make_judge(mesh)
+        own_prior = not is_portable or prior_file(config, workdir).exists()
+        prior = load_prior(config, workdir if own_prior else directory)
+
+    mesh = sharding.make_mesh()
+    params, stats, weights = jax.device_put((*trees, judges), sharding.replicated(mesh))
+    measure_photos = make_measure(program, config, prior=prior, temperature=own, sweep=sweep, mesh=mesh)
+    judge = make_judge(mesh)
 
     def measure(batch: data.Batch) -> tuple[Scores, Photos]:
-        params, stats, weights = resident
-        measured, photos = jitted(params, stats, sharding.to_devices(batch, mesh))
-        for answer, photo in photos.items() if weights else ():
-            measured[answer] |= judged(weights, photo, photos["truth"])
-        measured.get("truth", {}).pop("lpips", None)  # 0, of photos with themselves
-        return measured, photos
+        scores, photos = measure_photos(params, stats, sharding.to_devices(batch, mesh))
+        for method, photo in photos.items() if judges else ():
+            scores[method] |= judge(weights, photo, photos["truth"])
+        scores.get("truth", {}).pop("lpips", None)  # it is 0
+        return scores, photos
 
-    # Any number of devices may evaluate what any other has trained.
     share = Share(eval_batch_size(mesh.devices.size), jax.process_index(), jax.process_count())
-
     index, labels, scores = split_pass.scores(measure, config, split, share)
     if not len(index):
         raise ValueError(f"the {split} split of {info.name} has no photo that decodes")
+    _require_finite(scores["model"].pop("finite"), index, source=f"{workdir}, {stage} step {step}")
+    left_out = [name for judge, name in _NOT_ASKED_FOR.items() if stage == "joint" and judge not in judges]
+    if class_names != info.class_names:
+        if stage == "pretrain":
+            raise ValueError(
+                f"the classes of {info.name} are not those that {workdir} was trained on ({workdir / 'classes.json'}): "
+                "give the original photos with --data_dir"
+            )
+        for metric in ("top1", "top5"):
+            scores["model"].pop(metric, None)
+        left_out.append("top-1 and top-5, since the photos' classes are not the model's")
     record = {
         "stage": stage,
         "step": step,
@@ -169,116 +144,55 @@ def evaluate(
         "photos": len(index),
         "temperature": own,
         "bootstrap": {"level": bootstrap.LEVEL, "resamples": bootstrap.RESAMPLES},
+        "judges": {name: checksum(judges[name]) for name in judges},
+        **summarize(scores, sweep),
+        "left_out": left_out,
     }
-    record |= _means(scores, sweep) | _distances(scores)
-    record["left_out"] = [what for name, what in _LEFT_OUT.items() if stage == "joint" and name not in judges]
-    chosen = _chosen(scores["model"], index)
     pictures: dict[str, np.ndarray] = {}
-    if chosen:
+    if stage == "joint":
+        extremes = _extremes(scores["model"][_BY])
         first = min(_PANEL_PHOTOS, len(index))
-        wanted = np.concatenate([np.arange(first), *(places for _, places in chosen)])
+        wanted = np.concatenate([np.arange(first), *(places for _, places in extremes)])
         raw = split_pass.photos(index[wanted], config, split, share)
         true, predicted = split_pass.colored(measure, raw, config, share)
         captions = [
-            f"{kind}: CIEDE2000 {scores['model'][_BY][i]:.1f}\nphoto {index[i]}\n{info.class_names[labels[i]]}"
-            for kind, places in chosen
+            f"{kind}: ΔE2000 {scores['model'][_BY][i]:.1f}\nphoto {index[i]}\n{info.class_names[labels[i]]}"
+            for kind, places in extremes
             for i in places
         ]
         pictures["panel.png"] = panel(true[:first], {"predicted": predicted[:first]})
         pictures["best_worst.png"] = panel(true[first:], {"predicted": predicted[first:]}, captions=captions)
 
     if jax.process_index() == 0:
-        directory = evaluation_dir(workdir, split)
-        directory.mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():
             Image.fromarray(picture).save(directory / name)
-        _write_csvs(directory, index, labels, scores, info.class_names)
-        # The last one: where it stands, the others do.
-        (directory / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+        report.write(directory, record, index=index, labels=labels, scores=scores, class_names=info.class_names)
         _log.info(
-            "%s, step %d, on %d photos of %s %s; more in %s\n%s",
+            "%s stage, step %d, on %d photos of %s %s:\n%s\nMore in %s",
             stage,
             step,
             len(index),
             info.name,
             split,
+            report.as_text(record),
             directory,
-            as_text(record),
         )
         if config.data.source == "sample":
             _log.info(
-                "The sample is crops of the few photographs that scikit-image ships, tested on regions of the same "
-                "photographs: it shows that everything runs, not how well photographs are colored."
+                "The sample's train and test photos are crops of the same few photographs from scikit-image. "
+                "These numbers show that everything runs, not how well it colors."
             )
     return record["rows"]
 
 
-def as_table(rows: dict[str, dict[str, float]], *, first: str = "answer") -> str:
-    """The rows of `evaluate` as Markdown; a dash where a metric has no meaning.
-
-    Args:
-        rows: what the first column says -> metric -> mean.
-        first: heading of the first column.
-    """
-    columns = [name for name in COLUMNS if any(name in row for row in rows.values())]
-    return markdown_table(
-        [first, *(COLUMNS[name] for name in columns)],
-        [[answer, *(row.get(name, "–") for name in columns)] for answer, row in rows.items()],
-    )
-
-
-def as_text(record: dict[str, Any]) -> str:
-    """What metrics.json holds, as Markdown tables."""
-    model, intervals = record["rows"]["model"], record["intervals"]["model"]
-    lines = [
-        as_table(record["rows"]),
-        "",
-        f"The model's means, and their {100 * record['bootstrap']['level']:g} % intervals over photos:",
-        markdown_table(
-            ["metric", "mean", "low", "high"],
-            [[COLUMNS[name], model[name], *intervals[name]] for name in COLUMNS if name in model],
-        ),
-    ]
-    if "sweep" in record:
-        agreeing = record["agreeing_temperature"]
-        lines += [
-            "",
-            as_table(record["sweep"], first="T"),
-            "No temperature of the sweep lies between too pale and too colorful: widen it."
-            if agreeing is None
-            else f"Predicted and true colorfulness agree at T = {agreeing:.3g}.",
-        ]
-    if distances := record.get("frechet"):
-        answers = [*next(iter(distances.values()))]
-        lines += [
-            "",
-            markdown_table(
-                ["answer", *(DISTANCES[network] for network in distances)],
-                [[answer, *(row[answer] for row in distances.values())] for answer in answers],
-            ),
-        ]
-    if record["left_out"]:
-        lines += ["", f"Left out: {'; '.join(record['left_out'])}."]
-    return "\n".join(lines)
-
-
-def agreeing_temperature(differences: dict[float, float]) -> float | None:
-    """The temperature at which the mean difference of colorfulness is 0, by linear interpolation.
-
-    Args:
-        differences: temperature -> predicted − true colorfulness.
-
-    Returns:
-        The lowest such temperature; None where no two neighbors have it between them.
-    """
-    points = sorted(differences.items())
-    for t, difference in points:
-        if difference == 0:
-            return t
-    for (t0, d0), (t1, d1) in itertools.pairwise(points):
-        if d0 * d1 < 0:
-            return t0 + (t1 - t0) * d0 / (d0 - d1)
-    return None
+def _load(config: Config, stage: str, workdir: Path) -> tuple[Program, tuple[str, ...], int, Tree, Tree]:
+    """The program, class names, step, parameters and statistics."""
+    if stage == "joint":
+        trained = load_trained(workdir)
+        return trained.program(), trained.class_names, trained.step, trained.params, trained.stats
+    step, params, stats = load_checkpoint(checkpoint_dir(workdir, stage))
+    class_names = load_class_names(workdir)
+    return build_program(config, stage, classes=len(class_names)), class_names, step, params, stats
 
 
 def _temperatures(
@@ -289,8 +203,8 @@ def _temperatures(
         return config.decode.temperature, ()
     if stage != "joint" or config.model.head != "bins":
         raise ValueError(
-            f"temperature={temperature} is for decoding color classes, of which this run has none "
-            f"(stage {stage}, model.head {config.model.head!r}); leave it out"
+            f"temperature={temperature} is for models with color classes, unlike this one "
+            f"(stage {stage}, model.head {config.model.head!r}): leave it out"
         )
     values = tuple(sorted({float(t) for t in np.atleast_1d(temperature)}))
     if not values or not all(0 <= t < np.inf for t in values):
@@ -301,9 +215,12 @@ def _temperatures(
 def _judges(
     stage: str, *, frechet: bool, lpips_weights: str | Path | None, inception_weights: str | Path | None
 ) -> dict[str, Weights]:
-    judges: dict[str, Weights] = {}
     if stage != "joint" and (frechet or lpips_weights or inception_weights):
-        raise ValueError("LPIPS and Fréchet distances judge color photos, of which this run's classifier makes none")
+        raise ValueError(
+            "LPIPS and Fréchet distances need colored photos, and this run has only its classifier yet: leave out "
+            "--frechet, --lpips_weights and --inception_weights"
+        )
+    judges: dict[str, Weights] = {}
     if frechet:
         judges["efficientnet"] = efficientnet.load()
     if lpips_weights:
@@ -313,77 +230,17 @@ def _judges(
     return judges
 
 
-def _means(scores: Scores, sweep: tuple[float, ...]) -> dict[str, Any]:
-    """The record's rows and intervals, of the answers and of the sweep; without the metrics that no photo has."""
-    columns = {
-        (answer, metric): row[metric]
-        for answer, row in scores.items()
-        for metric in COLUMNS
-        if metric in row and np.isfinite(row[metric]).any()
-    }
-    table = np.stack([*columns.values()], axis=1).astype(np.float64)
-    means = np.nanmean(table, axis=0)
-    low, high = bootstrap.interval(table)
-    rows: dict[str, dict[str, float]] = {}
-    intervals: dict[str, dict[str, list[float]]] = {}
-    for i, (answer, metric) in enumerate(columns):
-        rows.setdefault(answer, {})[metric] = float(means[i])
-        intervals.setdefault(answer, {})[metric] = [float(low[i]), float(high[i])]
-
-    answers = [answer for answer in ANSWERS if answer in rows]
-    record: dict[str, Any] = {"rows": {a: rows[a] for a in answers}, "intervals": {a: intervals[a] for a in answers}}
-    if sweep:
-        differences = {t: rows[at_temperature(t)]["colorfulness_difference"] for t in sweep}
-        record |= {
-            "sweep": {str(t): rows[at_temperature(t)] for t in sweep},
-            "sweep_intervals": {str(t): intervals[at_temperature(t)] for t in sweep},
-            "agreeing_temperature": agreeing_temperature(differences),
-        }
-    return record
+def _require_finite(finite: np.ndarray, index: np.ndarray, *, source: str) -> None:
+    if not finite.all():
+        raise ValueError(
+            f"the model's outputs are not finite for {np.sum(~finite)} of {len(index)} photos, such as photo "
+            f"{index[~finite][0]}: the weights are damaged ({source}); restore them or train again"
+        )
 
 
-def _distances(scores: Scores) -> dict[str, Any]:
-    """The record's Fréchet distances from the true photos, network -> answer -> distance."""
-    true = scores.get("truth", {})
-    # jit hands dicts back in the order of their keys.
-    answers = [*ANSWERS[:-1], *sorted(scores.keys() - set(ANSWERS))]
-    distances = {
-        network: {answer: frechet.distance(scores[answer][network], true[network]) for answer in answers}
-        for network in FEATURES
-        if network in true
-    }
-    return {"frechet": distances} if distances else {}
-
-
-def _chosen(model: dict[str, np.ndarray], index: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Kind -> places in the scores of the model's best, median and worst photos."""
-    if _BY not in model:
-        return []
-    order = np.argsort(model[_BY], kind="stable")
-    count = min(_BEST_WORST, len(index))
+def _extremes(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Kind -> indices of the best, median and worst photos."""
+    order = np.argsort(values, kind="stable")
+    count = min(_BEST_WORST, len(order))
     middle = (len(order) - count) // 2
     return [("best", order[:count]), ("median", order[middle : middle + count]), ("worst", order[-count:])]
-
-
-def _write_csvs(
-    directory: Path, index: np.ndarray, labels: np.ndarray, scores: Scores, class_names: Sequence[str]
-) -> None:
-    nothing = np.full(len(index), np.nan)
-    table = np.stack([scores["model"].get(metric, nothing) for metric in PER_PHOTO], axis=1).astype(np.float64)
-    write_csv(
-        directory / "per_photo.csv",
-        ["index", "label", "class", *PER_PHOTO],
-        [[i, label, class_names[label], *row] for i, label, row in zip(index, labels, table.tolist(), strict=True)],
-    )
-    there = np.isfinite(table)
-    members = labels[:, None] == np.arange(len(class_names))  # [N, classes]
-    with np.errstate(invalid="ignore"):
-        means = (members.T @ np.where(there, table, 0)) / (members.T.astype(np.float64) @ there)
-    write_csv(
-        directory / "per_class.csv",
-        ["label", "class", "photos", *PER_PHOTO],
-        [
-            [label, class_names[label], count, *means[label].tolist()]
-            for label, count in enumerate(members.sum(axis=0).tolist())
-        ],
-    )

@@ -1,4 +1,4 @@
-"""What an evaluation compares: a run's colorizer and the answers that need no network, measured photo by photo."""
+"""The metrics of every photo, for the model and for the baselines."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,24 +17,26 @@ from colorjax.model.program import Program, Tree
 from colorjax.run import compilation, sharding
 from colorjax.run.config import Config
 
-ANSWERS = ("model", "prior", "mean color", "gray", "truth")
+BASELINES = ("prior", "mean color", "gray")
+"""The annealed prior, the training split's mean color, and no color."""
+METHODS = ("model", *BASELINES, "truth")
 
 FEATURES = {"efficientnet": efficientnet.features, "inception": inception.features}
-"""The networks whose features have a Fréchet distance."""
+"""Network -> the features between which a Fréchet distance is computed."""
 
 Scores = dict[str, dict[str, Any]]
-"""Answer -> metric -> [B], NaN where a photo has no such value; or network -> its features, [B, channels]."""
+"""Method -> metric -> [B], NaN where the metric is undefined for a photo; and network -> features [B, channels]."""
 
 Photos = dict[str, jax.Array]
-"""Answer -> uint8 [B, image_size, image_size, 3]."""
+"""Method -> uint8 [B, image_size, image_size, 3]."""
 
 
 def at_temperature(temperature: float) -> str:
-    """The answer's name of the model decoded at another temperature."""
+    """The name under which the model is scored at another temperature."""
     return f"T = {temperature:g}"
 
 
-def make_step(
+def make_measure(
     program: Program,
     config: Config,
     *,
@@ -43,28 +45,30 @@ def make_step(
     sweep: tuple[float, ...],
     mesh: Mesh,
 ) -> Callable[[Tree, Tree, Batch], tuple[Scores, Photos]]:
-    """The jitted measuring of a batch of uint8 photos, center-cropped: (params, stats, batch) -> (scores, photos).
+    """Builds the jitted function (params, stats, batch) -> (scores, photos) for batches of uint8 photos.
 
-    The scores of the answers, and of the model at each temperature of the sweep, decoded from the same logits:
+    Photos are center-cropped. The scores of the model, the baselines, and the model at each temperature of the sweep:
 
-    - `psnr` (dB), `ssim`, `colorfulness`, `auc` and `auc_rebalanced` (percent), `delta_e` (CIEDE2000). A photo's
-      rebalanced AuC weighs its pixels by 1 / p̃ of their true class (Zhang et al., equation 4 with λ = 0).
-    - `mean_a` and `mean_b` of the answer's pixels, and `mean_color_distance`, the mean over pixels of their distance in
-      ab to the training split's mean color: what brown is.
-    - `color_ce` and `color_loss` of the model and the prior: the cross-entropy of color in nats a pixel, not weighted
-      and weighted by rarity, NaN for a gray photo. Targets and weights are the paper's, whatever the run was trained
-      with, so that ablation rows compare; they stand at the output's size.
-    - `top1` and `top5` of the model, 1 or 0.
+    - `psnr` (dB), `ssim`, `colorfulness`, `auc` and `auc_rebalanced` (percent), `delta_e` (CIEDE2000). The rebalanced
+      AuC weights a pixel by 1 / p̃ of its true class (Zhang et al., equation 4 with λ = 0).
+    - `mean_a` and `mean_b`, the photo's mean color, and `mean_color_distance`, the mean over pixels of the ab distance
+      to the training split's mean color. A brown photo has a small one.
+    - `color_ce` and `color_loss` of the model and the prior: the color cross-entropy in nats a pixel, without and with
+      rarity weights; NaN for a gray photo. Targets and weights are the paper's, however the run was trained, so that
+      ablation rows compare. They have the output's size.
+    - `top1` and `top5` of the model, 1 or 0. `top5` is left out with five classes or fewer, where it is always 1.
+    - `finite` of the model: whether all outputs of its networks are finite.
 
-    Of the truth there are `colorfulness` and what brown is. A Classifier has no photos, and `top1` and `top5` alone.
+    The truth has `colorfulness`, `mean_a`, `mean_b` and `mean_color_distance` only. A Classifier makes no photos; its
+    scores are `top1`, `top5` and `finite`.
 
     Args:
         program: the model.
-        config: of the run.
-        prior: of the run; None for a Classifier.
-        temperature: of the annealed mean of model and prior.
+        config: the run's configuration.
+        prior: the run's prior; None for a Classifier.
+        temperature: annealing temperature of the model and the prior.
         sweep: further temperatures for the model.
-        mesh: over which batches are split.
+        mesh: the devices that share a batch.
     """
     if prior is not None:
         log_prior = jnp.log(jnp.maximum(jnp.asarray(prior.p, jnp.float32), 1e-8))
@@ -72,19 +76,25 @@ def make_step(
         rarity = jnp.asarray(color.rarity_weights(prior.p))
         inverse = jnp.asarray(color.rarity_weights(prior.p, mix=0.0))
 
-    def step(params: Tree, stats: Tree, batch: Batch) -> tuple[Scores, Photos]:
+    def color_statistics(ab: jax.Array) -> dict[str, jax.Array]:
+        mean = ab.mean(axis=(1, 2))
+        distance = jnp.linalg.norm(ab - mean_ab, axis=-1).mean(axis=(1, 2))
+        return {"mean_a": mean[:, 0], "mean_b": mean[:, 1], "mean_color_distance": distance}
+
+    def measure(params: Tree, stats: Tree, batch: Batch) -> tuple[Scores, Photos]:
         rgb = center_crop(jnp.asarray(batch["image"]), config.data.image_size).astype(jnp.float32) / 255
         lab = color.rgb_to_lab(rgb)
         l, ab = lab[..., :1], lab[..., 1:]
         outputs, _ = program(params, stats, l, train=False)
         labels = jnp.asarray(batch["label"])
-        scores: Scores = {
-            "model": {f"top{k}": metrics.top_k_correct(outputs.class_logits, labels, k=k) for k in (1, 5)}
-        }
+        ranks = (1, 5) if outputs.class_logits.shape[-1] > 5 else (1,)
+        scores: Scores = {"model": {f"top{k}": metrics.top_k_correct(outputs.class_logits, labels, k=k) for k in ranks}}
+        scores["model"]["finite"] = jnp.isfinite(outputs.class_logits).all(axis=-1)
         if outputs.color is None:
             return scores, {}
+        scores["model"]["finite"] &= jnp.isfinite(outputs.color).all(axis=(1, 2, 3))
 
-        said = {
+        predictions = {
             "model": decode_ab(outputs, temperature=temperature),
             "prior": color.annealed_mean(log_prior, temperature=temperature),
             "mean color": mean_ab,
@@ -92,8 +102,8 @@ def make_step(
         } | {at_temperature(t): decode_ab(outputs, temperature=t) for t in sweep}
         weights = inverse[color.nearest_bin(ab)]
 
-        def measured(said_ab: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-            photo = compose_photo(l, said_ab)
+        def score(predicted_ab: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+            photo = compose_photo(l, predicted_ab)
             predicted = color.rgb_to_lab(photo)
             values = {
                 "psnr": metrics.psnr(photo, rgb),
@@ -103,40 +113,33 @@ def make_step(
                 "auc_rebalanced": metrics.auc(predicted[..., 1:], ab, weights=weights),
                 "delta_e": metrics.ciede2000(predicted, lab),
             }
-            return values | browns(predicted[..., 1:]), color.to_uint8(photo)
+            return values | color_statistics(predicted[..., 1:]), color.to_uint8(photo)
 
-        def browns(of: jax.Array) -> dict[str, jax.Array]:
-            mean = of.mean(axis=(1, 2))
-            distance = jnp.linalg.norm(of - mean_ab, axis=-1).mean(axis=(1, 2))
-            return {"mean_a": mean[:, 0], "mean_b": mean[:, 1], "mean_color_distance": distance}
-
-        # One after the other: a program for each answer would take long to compile.
-        values, shown = jax.lax.map(
-            measured, jnp.stack([jnp.broadcast_to(x, said["model"].shape) for x in said.values()])
-        )
-        for i, answer in enumerate(said):
-            scores[answer] = scores.get(answer, {}) | {metric: value[i] for metric, value in values.items()}
-        scores["truth"] = {"colorfulness": metrics.colorfulness(rgb)} | browns(ab)
+        # One after the other: compiling a program for each method would take long.
+        stacked = jnp.stack([jnp.broadcast_to(x, predictions["model"].shape) for x in predictions.values()])
+        values, photos = jax.lax.map(score, stacked)
+        for i, method in enumerate(predictions):
+            scores[method] = scores.get(method, {}) | {metric: value[i] for metric, value in values.items()}
+        scores["truth"] = {"colorfulness": metrics.colorfulness(rgb)} | color_statistics(ab)
 
         if config.model.head == "bins":
-            small = color.downsample(ab, factor=config.model.output_stride)
-            bins, shares = color.shared_bins(small)
+            bins, shares = color.shared_bins(color.downsample(ab, factor=config.model.output_stride))
             weight = rarity[bins[..., 0]]
-            # As in training, a gray photo has no color to be told.
+            # As in training, a gray photo has no color to predict.
             gray = color.is_gray(ab)
             log_sum = jax.nn.logsumexp(outputs.color, axis=-1)
             entropies = {
                 "model": log_sum - (shares * jnp.take_along_axis(outputs.color, bins, axis=-1)).sum(axis=-1),
                 "prior": -(shares * log_prior[bins]).sum(axis=-1),
             }
-            for answer, entropy in entropies.items():
+            for method, entropy in entropies.items():
                 for metric, value in (("color_ce", entropy), ("color_loss", weight * entropy)):
-                    scores[answer][metric] = jnp.where(gray, jnp.nan, value.mean(axis=(1, 2)))
-        return scores, dict(zip(said, shown, strict=True)) | {"truth": color.to_uint8(rgb)}
+                    scores[method][metric] = jnp.where(gray, jnp.nan, value.mean(axis=(1, 2)))
+        return scores, dict(zip(predictions, photos, strict=True)) | {"truth": color.to_uint8(rgb)}
 
     whole, split = sharding.replicated(mesh), sharding.by_batch(mesh)
     return jax.jit(
-        step,
+        measure,
         in_shardings=(whole, whole, split),
         out_shardings=split,
         compiler_options=compilation.compiler_options(),
@@ -144,22 +147,22 @@ def make_step(
 
 
 def make_judge(mesh: Mesh) -> Callable[[dict[str, Weights], jax.Array, jax.Array], dict[str, jax.Array]]:
-    """The jitted judging of a batch of photos by networks: (judges, predicted, true) -> scores.
+    """Builds the jitted function (judges, predicted, true) -> scores that applies pretrained networks to photos.
 
-    Judges are weights by name, "lpips" and those of FEATURES; photos are uint8 [B, H, W, 3], what a file of them would
-    hold. The scores are `lpips` [B] and the features of `predicted`, [B, channels], by the network's name.
+    `judges` holds weights by network: "lpips", and those of FEATURES. Photos are uint8 [B, H, W, 3], as a file would
+    hold them. The scores are `lpips` [B], and under the other networks' names the features of `predicted`,
+    [B, channels].
     """
 
-    def judged(judges: dict[str, Weights], predicted: jax.Array, true: jax.Array) -> dict[str, jax.Array]:
+    def judge(judges: dict[str, Weights], predicted: jax.Array, true: jax.Array) -> dict[str, jax.Array]:
         scores = {name: network(judges[name], predicted) for name, network in FEATURES.items() if name in judges}
         if "lpips" in judges:
-            maps, true_maps = (lpips.features(judges["lpips"], photo) for photo in (predicted, true))
-            scores["lpips"] = lpips.distance(judges["lpips"], maps, true_maps)
+            scores["lpips"] = lpips.distance(judges["lpips"], predicted, true)
         return scores
 
     whole, split = sharding.replicated(mesh), sharding.by_batch(mesh)
     return jax.jit(
-        judged,
+        judge,
         in_shardings=(whole, split, split),
         out_shardings=split,
         compiler_options=compilation.compiler_options(),

@@ -1,4 +1,4 @@
-"""A pass over a split on all devices and hosts: every photo's scores, and single photos, in the split's order."""
+"""One pass over a split on all devices and hosts: every photo's scores, or some of its photos, in the split's order."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,48 +18,48 @@ Measure = Callable[[data.Batch], tuple[Scores, Photos]]
 
 
 def scores(measure: Measure, config: Config, split: str, share: Share) -> tuple[np.ndarray, np.ndarray, Scores]:
-    """Of every photo that decoded, in the split's order: its place in the split [N], its label [N] and its scores."""
-    local: list[Any] = []
-    ahead: list[tuple[data.Batch, Scores]] = []
+    """Scores every photo that decodes: its position in the split [N], its label [N] and its scores.
 
-    def read() -> None:
-        batch, measured = ahead.pop(0)
+    Padding is left out. Besides what `measure` returns, every method but the truth gets `colorfulness_difference`,
+    predicted − true, and `colorfulness_error`, its absolute value; the model gets `true_colorfulness`.
+    """
+    local: list[Any] = []
+    pending: list[tuple[data.Batch, Scores]] = []
+
+    def fetch() -> None:
+        batch, measured = pending.pop(0)
         local.append((batch["mask"], batch["label"], jax.tree.map(sharding.local_rows, measured)))
 
     for batch in _batches(config, split, share):
-        ahead.append((batch, measure(batch)[0]))
-        if len(ahead) > 1:  # the devices are busy with the next one already
-            read()
-    while ahead:
-        read()
+        pending.append((batch, measure(batch)[0]))
+        if len(pending) > 1:  # the devices already work on the next one
+            fetch()
+    while pending:
+        fetch()
     joined = jax.tree.map(lambda *rows: np.concatenate(rows), *local)
-    mask, labels, scores = jax.tree.map(lambda rows: _of_all_hosts(rows, share), joined)
+    mask, labels, scores = jax.tree.map(lambda rows: _from_all_hosts(rows, share), joined)
     index = np.flatnonzero(mask > 0)
     labels, scores = jax.tree.map(lambda rows: rows[index], (labels, scores))
     if "truth" in scores:
         true = scores["truth"]["colorfulness"]
-        for answer in scores:
-            if answer != "truth":
-                difference = scores[answer]["colorfulness"] - true
-                scores[answer] |= {
-                    "colorfulness_difference": difference,
-                    "colorfulness_error": np.abs(difference),
-                }
+        for method in scores.keys() - {"truth"}:
+            difference = scores[method]["colorfulness"] - true
+            scores[method] |= {"colorfulness_difference": difference, "colorfulness_error": np.abs(difference)}
         scores["model"]["true_colorfulness"] = true
     return index, labels, scores
 
 
-def photos(wanted: np.ndarray, config: Config, split: str, share: Share) -> np.ndarray:
-    """The photos at these places of the split, uint8 [N, S, S, 3], on every host."""
+def photos(positions: np.ndarray, config: Config, split: str, share: Share) -> np.ndarray:
+    """The photos at these positions of the split, uint8 [N, S, S, 3], on every host."""
     found: np.ndarray | None = None
     for step, batch in enumerate(_batches(config, split, share)):
         if found is None:
-            found = np.zeros((len(wanted), *batch["image"].shape[1:]), np.uint8)
-        for row, place in enumerate(share.positions(step)):
-            found[wanted == place] = batch["image"][row]
-        if (step + 1) * share.batch_size > wanted.max():
+            found = np.zeros((len(positions), *batch["image"].shape[1:]), np.uint8)
+        for row, position in enumerate(share.positions(step)):
+            found[positions == position] = batch["image"][row]
+        if (step + 1) * share.batch_size > positions.max():
             break
-    # A photo lies on one host, and is black on the others.
+    # One host has read a photo; it is black on the others.
     return multihost_utils.process_allgather(found).sum(axis=0, dtype=np.uint8)
 
 
@@ -76,7 +76,7 @@ def colored(measure: Measure, raw: np.ndarray, config: Config, share: Share) -> 
             mask=np.ones(share.local_size, np.float32),
         )
         local.append(sharding.local_rows(measure(batch)[1]["model"]))
-    predicted = _of_all_hosts(np.concatenate(local), share)[: len(raw)]
+    predicted = _from_all_hosts(np.concatenate(local), share)[: len(raw)]
     return np.asarray(center_crop(raw, config.data.image_size)), predicted
 
 
@@ -90,7 +90,7 @@ def _batches(config: Config, split: str, share: Share) -> Iterator[data.Batch]:
     )
 
 
-def _of_all_hosts(rows: np.ndarray, share: Share) -> np.ndarray:
-    """One host's rows of whole global batches, [batches · local_size, …], to all hosts', in the stream's order."""
+def _from_all_hosts(rows: np.ndarray, share: Share) -> np.ndarray:
+    """One host's rows of all batches, [batches · local_size, …], to the rows of all hosts, in the split's order."""
     hosts = multihost_utils.process_allgather(rows).reshape(share.process_count, -1, share.local_size, *rows.shape[1:])
     return hosts.swapaxes(0, 1).reshape(-1, *rows.shape[1:])

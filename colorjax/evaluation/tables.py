@@ -1,13 +1,16 @@
-"""Tables: Markdown for people, CSV for programs."""
+"""Tables as Markdown and as CSV."""
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from colorjax import atomic
+
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; numbers with four significant digits, right-aligned."""
+    """A Markdown table: numbers with four significant digits; all columns but the first right-aligned."""
     cells = [[f"{x:.4g}" if isinstance(x, float) else str(x) for x in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     lines = [
@@ -21,12 +24,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Writes a table; numbers with the seven digits of a float32, and nothing in the place of a NaN."""
+    """Writes a CSV table: numbers with seven digits, as float32 has, and an empty cell for a NaN."""
 
     def cell(x: object) -> object:
         return x if not isinstance(x, float) else "" if math.isnan(x) else f"{x:.7g}"
 
-    with path.open("w", newline="", encoding="utf-8") as f:
-        writer = csv.writer(f, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([cell(x) for x in row] for row in rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([cell(x) for x in row] for row in rows)
+    atomic.write_text(path, text.getvalue())

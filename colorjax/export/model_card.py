@@ -164,9 +164,9 @@ def _evaluation(record: dict[str, Any] | None) -> str:
     if record is None:
         return "This checkpoint has not been evaluated."
     # Here, since evaluation needs Orbax, and a folder without metrics does not.
-    from colorjax.evaluation.evaluate import as_table
+    from colorjax.evaluation.report import metrics_table
 
     return (
-        f"On the center crops of {record['photos']:,} photographs of the {record['split']} split, beside answers that "
-        f"need no network:\n\n{as_table(record['rows'])}"
+        f"Measured on the center crops of {record['photos']:,} photographs of the {record['split']} split. Three "
+        f"baselines are reported: the annealed prior, the mean color and gray.\n\n{metrics_table(record)}"
     )

@@ -21,8 +21,8 @@ def test_the_interval_equals_drawing_photos_one_by_one(monkeypatch: pytest.Monke
     drawn = np.array([[values[i] for i in rng.integers(7, size=7)] for _ in range(300)])
     expected = np.nanquantile(np.nanmean(drawn, axis=1), [0.025, 0.975], axis=0)
     np.testing.assert_allclose(bootstrap.interval(values, resamples=300, seed=4), expected, rtol=1e-12)
-    # Whatever is held in memory at once.
-    monkeypatch.setattr(bootstrap, "_AT_ONCE", 50)
+    # And in chunks.
+    monkeypatch.setattr(bootstrap, "_CHUNK", 50)
     np.testing.assert_allclose(bootstrap.interval(values, resamples=300, seed=4), expected, rtol=1e-12)
     assert np.shape(bootstrap.interval(values[:, 0])[0]) == ()
 
@@ -38,7 +38,7 @@ def test_differences_are_of_paired_photos() -> None:
     assert high_b > high_a
 
 
-def test_what_has_no_interval() -> None:
+def test_no_values_have_no_interval() -> None:
     low, high = bootstrap.interval(np.stack([np.full(5, np.nan), np.ones(5)], axis=1))
     assert np.isnan([low[0], high[0]]).all()
     assert low[1] == high[1] == 1

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,21 @@ from PIL import Image
 from test_judges import QUICK, lpips_weights
 
 from colorjax import color, data
-from colorjax.data.batches import center_crop
+from colorjax.data import batches as batches_module
+from colorjax.data.batches import DatasetInfo, RowSource, center_crop
 from colorjax.data.packed import write_pack
 from colorjax.data.prior import Prior
 from colorjax.evaluation import bootstrap, measures
-from colorjax.evaluation.evaluate import agreeing_temperature, evaluate
+from colorjax.evaluation.evaluate import evaluate
 from colorjax.evaluation.judges import efficientnet, lpips
+from colorjax.evaluation.summary import agreeing_temperature
 from colorjax.model.colorizer import Colorizer
-from colorjax.model.program import Program, build_program
+from colorjax.model.program import Program, build_program, init_model
 from colorjax.run import compilation, sharding
-from colorjax.run.checkpoints import load_checkpoint
-from colorjax.run.workdir import load_config
+from colorjax.run.checkpoints import Checkpoints, load_checkpoint
+from colorjax.run.trained import load_trained, save_trained
+from colorjax.run.workdir import bind_config, load_config, save_class_names
+from colorjax.training.optimizer import init_state, make_optimizer
 
 # A mode or a sharp mean may lie outside of sRGB.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion from CIE-LAB")
@@ -66,11 +71,10 @@ def _quick_to_compile() -> Iterator[None]:
         yield
 
 
-def _copy(untrained: Path, to: Path, *, batch_size: int, source: str = "sample", **model: Any) -> Path:
+def _copy(untrained: Path, to: Path, *, source: str = "sample", **model: Any) -> Path:
     shutil.copytree(untrained, to)
     config = json.loads((to / "config.json").read_text())
-    config["joint"]["batch_size"] = batch_size
-    config["data"] |= {"source": source, "dir": "where/it/lay/once"}
+    config["data"] |= {"source": source, "dir": "where/it/was/once"}
     config["model"] |= model
     (to / "config.json").write_text(json.dumps(config))
     return to
@@ -97,8 +101,8 @@ def _column(rows: list[dict[str, str]], name: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def evaluated(untrained: Path, split: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of an evaluation of `split` with everything, in batches of 4."""
-    workdir = _copy(untrained, tmp_path_factory.mktemp("evaluated") / "run", batch_size=4)
+    """The folder of an evaluation of `split` with everything, in batches of 4."""
+    workdir = _copy(untrained, tmp_path_factory.mktemp("evaluated") / "run")
     np.savez(workdir / "lpips.npz", **lpips_weights())
 
     def batches(_: Any, name: str, *, batch_size: int, **processes: int) -> Iterator[data.Batch]:
@@ -110,7 +114,8 @@ def evaluated(untrained: Path, split: dict, tmp_path_factory: pytest.TempPathFac
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "eval_batches", batches)
-        # A judge of three features in the place of the large one.
+        patch.setattr(batches_module, "EVAL_BATCH_SIZE", 4)
+        # A judge with three features instead of the large one.
         patch.setattr(efficientnet, "load", lambda: {"scale": np.float32(10)})
         patch.setitem(
             measures.FEATURES, "efficientnet", lambda w, rgb: w["scale"] * color.unit_rgb(rgb).mean(axis=(1, 2))
@@ -120,15 +125,15 @@ def evaluated(untrained: Path, split: dict, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def said(untrained: Path, split: dict) -> tuple[np.ndarray, np.ndarray]:
+def outputs(untrained: Path, split: dict) -> tuple[np.ndarray, np.ndarray]:
     """The model's logits of color and of class for the split, from its networks alone."""
     config = load_config(untrained)
     program = build_program(config, "joint", classes=8)
     _, params, stats = load_checkpoint(untrained / "joint" / "checkpoints")
     l = skimage.color.rgb2lab(_crops(split))[..., :1].astype(np.float32)
     run = jax.jit(lambda p, s, l: program(p, s, l, train=False)[0], compiler_options=QUICK)
-    outputs = run(params, stats, l)
-    return np.asarray(outputs.color, np.float64), np.asarray(outputs.class_logits)
+    result = run(params, stats, l)
+    return np.asarray(result.color, np.float64), np.asarray(result.class_logits)
 
 
 def _crops(split: dict) -> np.ndarray:
@@ -153,7 +158,7 @@ def _colorfulness(rgb: np.ndarray) -> float:
 
 
 def _loop(
-    split: dict, said: tuple[np.ndarray, np.ndarray], prior: Prior, predict: Callable[[int, np.ndarray], np.ndarray]
+    split: dict, outputs: tuple[np.ndarray, np.ndarray], prior: Prior, predict: Callable[[int, np.ndarray], np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Every measure of every photo, one photo after the other; `predict` takes a photo's place and the photo."""
     bins = color.ab_bins()
@@ -176,11 +181,11 @@ def _loop(
         squared = ((small[..., None, :] - bins) ** 2).sum(axis=-1)
         closest = np.argsort(squared, axis=-1)[..., :5]
         shares = scipy.special.softmax(-np.take_along_axis(squared, closest, -1) / 50, axis=-1)
-        log_p = scipy.special.log_softmax(said[0][i], axis=-1)
+        log_p = scipy.special.log_softmax(outputs[0][i], axis=-1)
         entropy = -(shares * np.take_along_axis(log_p, closest, -1)).sum(axis=-1)
         if i == GRAY:
             entropy[:] = np.nan
-        order = np.argsort(-said[1][i], kind="stable")
+        order = np.argsort(-outputs[1][i], kind="stable")
         rows.append(
             {
                 "psnr": min(skimage.metrics.peak_signal_noise_ratio(true, predicted, data_range=1), 100),
@@ -210,7 +215,7 @@ def _loop(
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def test_every_photo_scores_what_a_loop_gives_it(evaluated: Path, split: dict, said: tuple) -> None:
+def test_every_photo_scores_as_in_a_loop(evaluated: Path, split: dict, outputs: tuple) -> None:
     rows = _read(evaluated / "per_photo.csv")
     assert [int(row["index"]) for row in rows] == [i for i in range(11) if i != BROKEN]
     assert [int(row["label"]) for row in rows] == [*np.delete(split["label"], BROKEN)]
@@ -218,7 +223,7 @@ def test_every_photo_scores_what_a_loop_gives_it(evaluated: Path, split: dict, s
     assert [row["class"] for row in rows] == [names[int(row["label"])] for row in rows]
 
     prior = Prior.load(evaluated.parents[1] / "prior.npz")
-    expected = _loop(split, said, prior, lambda i, rgb: _predicted(said[0][i], rgb, 0.38))
+    expected = _loop(split, outputs, prior, lambda i, rgb: _predicted(outputs[0][i], rgb, 0.38))
     for name in MEASURES:
         np.testing.assert_allclose(_column(rows, name), expected[name], rtol=2e-3, atol=5e-3, err_msg=name)
     assert np.isnan(_column(rows, "color_ce")[GRAY])
@@ -244,7 +249,7 @@ def test_every_photo_scores_what_a_loop_gives_it(evaluated: Path, split: dict, s
     assert (truth["mean_a"], truth["mean_b"]) == pytest.approx(np.mean(true_ab, axis=0), abs=5e-3)
 
 
-def test_the_answers_without_a_network_score_what_a_loop_gives_them(evaluated: Path, split: dict, said: tuple) -> None:
+def test_the_baselines_score_as_in_a_loop(evaluated: Path, split: dict, outputs: tuple) -> None:
     prior = Prior.load(evaluated.parents[1] / "prior.npz")
     record = json.loads((evaluated / "metrics.json").read_text())
     log_p = np.log(np.maximum(prior.p, 1e-8))
@@ -259,23 +264,23 @@ def test_the_answers_without_a_network_score_what_a_loop_gives_them(evaluated: P
         return predict
 
     constants = {"prior": annealed, "mean color": prior.mean_ab, "gray": np.zeros(2)}
-    for answer, ab in constants.items():
-        said_by_all = np.broadcast_to(log_p, said[0].shape), said[1]
-        expected = _loop(split, said_by_all, prior, constant(ab))
-        for name, value in record["rows"][answer].items():
+    for method, ab in constants.items():
+        same_everywhere = np.broadcast_to(log_p, outputs[0].shape), outputs[1]
+        expected = _loop(split, same_everywhere, prior, constant(ab))
+        for name, value in record["rows"][method].items():
             if name in MEASURES:
-                assert value == pytest.approx(np.nanmean(expected[name]), rel=2e-3, abs=5e-3), (answer, name)
-        assert {*MEASURES[:3], *MEASURES[4:10]} < record["rows"][answer].keys()
-        assert ("color_ce" in record["rows"][answer]) == (answer == "prior")
-        assert "top1" not in record["rows"][answer]
+                assert value == pytest.approx(np.nanmean(expected[name]), rel=2e-3, abs=5e-3), (method, name)
+        assert {*MEASURES[:3], *MEASURES[4:10]} < record["rows"][method].keys()
+        assert ("color_ce" in record["rows"][method]) == (method == "prior")
+        assert "top1" not in record["rows"][method]
 
 
-def test_the_sweep_decodes_the_same_logits(evaluated: Path, split: dict, said: tuple) -> None:
+def test_the_sweep_decodes_the_same_logits(evaluated: Path, split: dict, outputs: tuple) -> None:
     record = json.loads((evaluated / "metrics.json").read_text())
     prior = Prior.load(evaluated.parents[1] / "prior.npz")
     assert [*record["sweep"]] == ["0.0", "0.38", "1.0"]
     for t in TEMPERATURES:
-        expected = _loop(split, said, prior, lambda i, rgb, t=t: _predicted(said[0][i], rgb, t))
+        expected = _loop(split, outputs, prior, lambda i, rgb, t=t: _predicted(outputs[0][i], rgb, t))
         for name in ("psnr", "colorfulness", "delta_e"):
             assert record["sweep"][str(t)][name] == pytest.approx(expected[name].mean(), rel=2e-3), (t, name)
     for name, value in record["sweep"]["0.38"].items():
@@ -283,11 +288,11 @@ def test_the_sweep_decodes_the_same_logits(evaluated: Path, split: dict, said: t
         assert record["intervals"]["model"][name] == pytest.approx(record["sweep_intervals"]["0.38"][name], rel=1e-6)
 
 
-def test_judges_see_the_photos_as_files_would_hold_them(evaluated: Path, split: dict, said: tuple) -> None:
+def test_judges_see_the_photos_as_files_would_hold_them(evaluated: Path, split: dict, outputs: tuple) -> None:
     record = json.loads((evaluated / "metrics.json").read_text())
-    there = np.flatnonzero(split["mask"])
-    true = _crops(split)[there]
-    predicted = np.stack([_predicted(said[0][i], rgb, 0.38) for i, rgb in zip(there, true, strict=True)])
+    decoded = np.flatnonzero(split["mask"])
+    true = _crops(split)[decoded]
+    predicted = np.stack([_predicted(outputs[0][i], rgb, 0.38) for i, rgb in zip(decoded, true, strict=True)])
     a, b = (10 * (np.round(255 * x) / 255).mean(axis=(1, 2)) for x in (predicted, true))
     covariances = np.cov(a.T), np.cov(b.T)
     root = np.real(np.asarray(scipy.linalg.sqrtm(covariances[0] @ covariances[1])))
@@ -296,13 +301,12 @@ def test_judges_see_the_photos_as_files_would_hold_them(evaluated: Path, split: 
     assert [*record["frechet"]["efficientnet"]][:4] == ["model", "prior", "mean color", "gray"]
 
     weights = lpips_weights()
-    distances = jax.jit(
-        lambda a, b: lpips.distance(weights, lpips.features(weights, a), lpips.features(weights, b)),
-        compiler_options=QUICK,
-    )(np.round(255 * predicted).astype(np.uint8), np.round(255 * true).astype(np.uint8))
+    distances = jax.jit(lpips.distance, compiler_options=QUICK)(
+        weights, np.round(255 * predicted).astype(np.uint8), np.round(255 * true).astype(np.uint8)
+    )
     np.testing.assert_allclose(_column(_read(evaluated / "per_photo.csv"), "lpips"), distances, rtol=0.02, atol=1e-4)
     assert "lpips" not in record["rows"]["truth"]
-    assert record["left_out"] == ["FID, for which --inception_weights gives the weights"]
+    assert record["left_out"] == ["FID (--inception_weights)"]
 
 
 def test_classes_average_their_photos(evaluated: Path) -> None:
@@ -317,49 +321,152 @@ def test_classes_average_their_photos(evaluated: Path) -> None:
             assert float(row[name] or "nan") == pytest.approx(np.mean(values) if values else np.nan, nan_ok=True)
 
 
-def test_the_pages_show_the_photos_they_name(evaluated: Path, split: dict, said: tuple) -> None:
+def test_the_pictures_show_the_right_photos(evaluated: Path, split: dict, outputs: tuple) -> None:
     rows = _read(evaluated / "per_photo.csv")
     order = [int(rows[i]["index"]) for i in np.argsort(_column(rows, "delta_e"))]
     shown = {"panel.png": [int(row["index"]) for row in rows], "best_worst.png": order[:6] + order[2:8] + order[-6:]}
     for name, places in shown.items():
-        page = np.asarray(Image.open(evaluated / name))
-        assert page.shape[0] == 14 + 36 * len(places)
+        picture = np.asarray(Image.open(evaluated / name))
+        assert picture.shape[0] == 14 + 36 * len(places)
         for j, place in enumerate(places):
-            _, predicted, true = (page[14 + 36 * j :][:32, 4 + 36 * i :][:, :32] for i in range(3))
+            _, predicted, true = (picture[14 + 36 * j :][:32, 4 + 36 * i :][:, :32] for i in range(3))
             np.testing.assert_array_equal(true, split["image"][place, 4:-4, 4:-4])
-            expected = 255 * _predicted(said[0][place], true / 255, 0.38)
+            expected = 255 * _predicted(outputs[0][place], true / 255, 0.38)
             assert np.abs(predicted - expected).mean() < 1
 
 
-def test_two_devices_another_batch_size_and_a_pack_that_was_moved_give_the_same_files(
-    untrained: Path, tmp_path: Path
-) -> None:
-    one = _copy(untrained, tmp_path / "one", batch_size=5)
-    two = _copy(untrained, tmp_path / "two", batch_size=7, source="packed")
-    evaluate(one)
-    sample = load_config(one).data
+@pytest.fixture(scope="module")
+def whole(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with an evaluation of the whole sample, in batches of 5."""
+    workdir = _copy(untrained, tmp_path_factory.mktemp("whole") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches_module, "EVAL_BATCH_SIZE", 5)
+        evaluate(workdir)
+    return workdir
+
+
+def test_devices_batch_size_and_source_do_not_change_the_results(untrained: Path, whole: Path, tmp_path: Path) -> None:
+    other = _copy(untrained, tmp_path / "other", source="packed")
+    sample = load_config(whole).data
     write_pack(data.open_source(sample), str(tmp_path / "pack"), splits=("test",), resolution=sample.resolution)
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(REPOSITORY),
     }
-    command = [sys.executable, "-m", "colorjax", "evaluate", f"--workdir={two}", "--temperature=0.38"]
-    command += [f"--data_dir={tmp_path / 'pack'}"]
+    command = [sys.executable, "-m", "colorjax", "evaluate", f"--workdir={other}", "--temperature=0.38"]
+    command += [f"--data_dir={tmp_path / 'pack'}", f"--out={tmp_path / 'out'}"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
-    assert "| mean color |" in run.stderr
-    assert "Left out: LPIPS" in run.stderr
+    assert "| prior | mean color |" in " ".join(run.stderr.split())
+    assert "Left out: LPIPS (--lpips_weights)" in run.stderr
+    assert not (other / "evaluation").exists()
     for name in ("per_photo.csv", "per_class.csv"):
-        mine, theirs = (_read(workdir / "evaluation" / "test" / name) for workdir in (two, one))
+        mine, theirs = (_read(folder / name) for folder in (tmp_path / "out", whole / "evaluation" / "test"))
         assert len(mine) == len(theirs)
         for a, b in zip(mine, theirs, strict=True):
             assert a["class"] == b["class"]
             assert {k for k, v in a.items() if not v} == {k for k, v in b.items() if not v}
             for key in MEASURES:
                 assert float(a[key] or 0) == pytest.approx(float(b[key] or 0), rel=1e-4, abs=1e-4)
-    sizes = data.dataset_info(load_config(one).data).sizes
-    assert [int(row["index"]) for row in _read(one / "evaluation/test/per_photo.csv")] == [*range(sizes["test"])]
+    sizes = data.dataset_info(sample).sizes
+    assert [int(row["index"]) for row in _read(whole / "evaluation/test/per_photo.csv")] == [*range(sizes["test"])]
+
+
+@pytest.fixture(scope="module")
+def portable(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained colorizer as a portable folder."""
+    folder = tmp_path_factory.mktemp("portable") / "exported"
+    save_trained(load_trained(untrained), folder)
+    return folder
+
+
+def test_a_portable_folder_is_evaluated_like_its_run(
+    portable: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches_module, "EVAL_BATCH_SIZE", 5)
+    before = sorted(path.name for path in portable.iterdir())
+    evaluate(portable, out=tmp_path / "out")
+    for name in ("per_photo.csv", "per_class.csv", "metrics.json", "panel.png", "best_worst.png"):
+        assert (tmp_path / "out" / name).read_bytes() == (whole / "evaluation" / "test" / name).read_bytes(), name
+    # The prior that it lacks was counted into the other folder.
+    assert (tmp_path / "out" / "prior.npz").exists()
+    assert sorted(path.name for path in portable.iterdir()) == before
+
+
+class Rows:
+    """Some photos of a split, with other labels."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self._images, self._labels = images, labels.astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._images[indices], self._labels[indices]
+
+
+@pytest.fixture(scope="module")
+def three_classes(split: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of ten photos in three classes."""
+    images = split["image"][split["mask"] > 0]
+    rows: Any = Rows(images, np.arange(10) % 3)
+    info = DatasetInfo("three", ("bread", "cheese", "wine"), {"train": 10, "test": 10})
+    folder = tmp_path_factory.mktemp("three_classes") / "pack"
+    write_pack(
+        RowSource(info, {"train": rows, "test": rows}),
+        str(folder),
+        splits=("train", "test"),
+        resolution=images.shape[1],
+    )
+    return folder
+
+
+def test_a_run_of_three_classes_has_no_top_5(untrained: Path, three_classes: Path, tmp_path: Path) -> None:
+    config = load_config(_copy(untrained, tmp_path / "config", source="packed")).unlock()
+    config.data.dir = str(three_classes)
+    workdir = tmp_path / "run"
+    bind_config(config.lock(), workdir)
+    save_class_names(workdir, ("bread", "cheese", "wine"))
+    params, stats = init_model(config, "pretrain", classes=3)
+    checkpoints = Checkpoints(workdir / "pretrain" / "checkpoints")
+    checkpoints.save(init_state(params, stats, make_optimizer(config, "pretrain"), sharding.make_mesh()))
+    checkpoints.close()
+    row = evaluate(workdir)["model"]
+    assert row.keys() == {"top1"}
+    photos = _read(workdir / "evaluation" / "test" / "per_photo.csv")
+    assert row["top1"] == np.mean([float(photo["top1"]) for photo in photos])
+    assert {photo["top5"] for photo in photos} == {""}
+
+    # The classifier of other classes has nothing to say about these.
+    (workdir / "classes.json").write_text('["bread", "cheese", "beer"]')
+    with pytest.raises(ValueError, match="the classes of three are not those"):
+        evaluate(workdir)
+
+
+def test_photos_of_other_classes_are_evaluated_without_top_1(
+    portable: Path, three_classes: Path, tmp_path: Path
+) -> None:
+    folder = _copy(portable, tmp_path / "exported", source="packed")
+    rows = evaluate(folder, data_dir=str(three_classes), out=tmp_path / "out")
+    assert not {"top1", "top5"} & rows["model"].keys()
+    assert rows["model"]["psnr"] > 0
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert record["left_out"][-1] == "top-1 and top-5, since the photos' classes are not the model's"
+    assert [row["class"] for row in _read(tmp_path / "out" / "per_class.csv")] == ["bread", "cheese", "wine"]
+
+
+def test_outputs_that_are_not_finite_are_an_error(portable: Path, three_classes: Path, tmp_path: Path) -> None:
+    trained = load_trained(portable)
+    params = jax.tree.map(np.copy, trained.params)
+    # Finite numbers, whose products are not.
+    params["colorization"]["output"]["kernel"] *= np.float32(1e38)
+    save_trained(replace(trained, params=params), tmp_path / "damaged")
+    folder = _copy(tmp_path / "damaged", tmp_path / "packed", source="packed")
+    with pytest.raises(ValueError, match=r"not finite for 10 of 10 photos, such as photo 0: the weights are damaged"):
+        evaluate(folder, data_dir=str(three_classes), out=tmp_path / "out")
+    assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 def test_the_agreeing_temperature() -> None:
@@ -373,15 +480,15 @@ def test_what_cannot_be_asked_for(untrained: Path, tmp_path: Path) -> None:
         evaluate(untrained, temperature=[0.2, -1])
     with pytest.raises(ValueError, match=r"temperature=nan must be 0 or more"):
         evaluate(untrained, temperature=float("nan"))
-    with pytest.raises(ValueError, match=r"alex\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"alex\.pth does not exist"):
         evaluate(untrained, lpips_weights=tmp_path / "alex.pth")
-    regression = _copy(untrained, tmp_path / "regression", batch_size=4, head="ab")
-    with pytest.raises(ValueError, match=r"temperature=0\.5 is for decoding color classes.*'ab'"):
+    regression = _copy(untrained, tmp_path / "regression", head="ab")
+    with pytest.raises(ValueError, match=r"temperature=0\.5 is for models with color classes.*'ab'"):
         evaluate(regression, temperature=0.5)
     classifier = tmp_path / "classifier"
     shutil.copytree(untrained, classifier)
     (classifier / "joint").rename(classifier / "pretrain")
-    with pytest.raises(ValueError, match="this run's classifier makes none"):
+    with pytest.raises(ValueError, match="has only its classifier yet"):
         evaluate(classifier, frechet=True)
     assert not (untrained / "evaluation").exists()
 
@@ -393,7 +500,7 @@ def test_a_regression_has_no_entropy_of_color(untrained: Path) -> None:
     model = nnx.eval_shape(lambda: Colorizer(config.model, classes=8, image_size=32, rngs=nnx.Rngs(0)))
     program, params, stats = Program.split(model)
     prior = Prior.load(untrained / "prior.npz")
-    step = measures.make_step(program, config, prior=prior, temperature=0.38, sweep=(), mesh=mesh)
+    step = measures.make_measure(program, config, prior=prior, temperature=0.38, sweep=(), mesh=mesh)
     batch = next(data.eval_batches(config.data, "test", batch_size=2))
     scores, photos = jax.eval_shape(step, params, stats, batch)
     assert "color_ce" not in scores["model"]

@@ -24,7 +24,7 @@ def test_the_distance_equals_its_closed_form() -> None:
     assert frechet.distance(b, a) == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_distance_equals_that_by_the_matrix_square_root() -> None:
+def test_the_distance_equals_the_formula_with_the_matrix_square_root() -> None:
     rng = np.random.default_rng(3)
     roots = rng.normal(size=(2, 5, 5))
     covariance_a, covariance_b = (root @ root.T + 0.1 * np.eye(5) for root in roots)
@@ -40,7 +40,7 @@ def test_fewer_photos_than_channels() -> None:
     assert frechet.distance(a, a + 2) == pytest.approx(4 * 30, rel=1e-6)
 
 
-def test_what_has_no_distance() -> None:
+def test_too_few_photos_and_other_channels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(1, 3\)"):
         frechet.distance(np.ones((1, 3)), np.ones((4, 3)))
     with pytest.raises(ValueError, match=r"\(4, 2\)"):

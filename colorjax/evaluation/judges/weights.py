@@ -1,8 +1,13 @@
-"""Weights of PyTorch networks as numpy arrays, and the layers that they are for. No file is trusted to run code."""
+"""Reads pretrained weights into numpy arrays. No file can make its reader run code.
+
+`Weights` have PyTorch's names and layout: a convolution's kernel is [out, in, height, width].
+"""
 
 import collections
+import hashlib
+import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -10,48 +15,71 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from colorjax import atomic
+
 Weights = dict[str, Any]
-"""PyTorch's name of a parameter -> array, in PyTorch's layout: convolutions [out, in, height, width]."""
+"""Parameter name -> array."""
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before version 1.6
+_CHECKSUM = "sha256"  # entry of a .npz file beside the weights
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before version 1.6
 
 
-def read_npz(path: str | Path, *, convert: str) -> Weights:
-    """The weights in a .npz file.
+def checksum(weights: Weights) -> str:
+    """The SHA-256 of names, shapes and values, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name], "<f4")
+        digest.update(f"{name}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def write_npz(path: str | Path, weights: Weights) -> None:
+    """Writes weights and their checksum to a .npz file."""
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **weights, **{_CHECKSUM: np.array(checksum(weights))})
+    atomic.write_bytes(path, content.getvalue())
+
+
+def read_npz(path: str | Path, *, remedy: str) -> Weights:
+    """Reads weights from a .npz file.
 
     Args:
-        path: of the file.
-        convert: the Python that makes it from PyTorch's weights, for the error.
+        path: the file.
+        remedy: how to make it, for the error.
 
     Raises:
-        ValueError: if there is no such file, or it is something else.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a .npz file, or it is damaged.
     """
     path = Path(path)
-    remedy = f"make it with\n  python -c '{convert}'"
-    if not path.exists():
-        raise ValueError(f"there are no weights at {path}; {remedy}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; {remedy}")
     if path.suffix != ".npz":
-        raise ValueError(f"{path}: weights are read from .npz alone, for a PyTorch file can run any code; {remedy}")
+        raise ValueError(f"{path} is not a .npz file, the only kind that is read here; {remedy}")
     try:
         with np.load(path, allow_pickle=False) as f:
-            return {name: f[name] for name in f.files}
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is no readable .npz file ({error}); {remedy}") from error
+            weights = {name: f[name] for name in f.files}
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen types for damaged files
+        raise ValueError(f"{path} is not a readable .npz file ({type(error).__name__}); {remedy}") from error
+    expected = weights.pop(_CHECKSUM, None)
+    if expected is not None and str(expected) != checksum(weights):
+        raise ValueError(f"{path} is damaged: its weights do not match their checksum; {remedy}")
+    return weights
 
 
-def checked(network: Callable[[Weights, jax.Array], Any], weights: Weights, *, source: str) -> Weights:
-    """The weights, float32, once the network has been found to run with them.
+def require_network(network: Callable[[Weights, jax.Array], Any], weights: Weights, *, source: str) -> Weights:
+    """The weights as float32, if the network can run with them.
 
     Raises:
-        ValueError: if it does not: one is missing, or has another shape.
+        ValueError: a weight is missing, or has another shape.
     """
     floats = {name: np.asarray(x, np.float32) for name, x in weights.items()}
     try:
         jax.eval_shape(network, floats, jnp.zeros((1, 64, 64, 3)))
     except KeyError as error:
-        raise ValueError(f"{source} lacks the weight {error}: it holds another network's") from error
+        raise ValueError(f"{source} lacks the weight {error}: it belongs to another network") from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{source} holds weights of other shapes than the network's: {error}") from error
+        raise ValueError(f"{source} belongs to another network, whose weights have other shapes") from error
     return floats
 
 
@@ -71,16 +99,42 @@ def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], stride: tupl
     return _Tensor(storage, offset, shape, stride)
 
 
+class _Dtype:
+    """Takes the place of a pickled numpy.dtype; only little-endian float32 is accepted."""
+
+    def __init__(self, code: str, *_: Any):
+        self._code = code
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if (self._code, state[1]) != ("f4", "<"):
+            raise pickle.UnpicklingError("its arrays are not float32")
+
+
+class _Array:
+    """Takes the place of a pickled numpy.ndarray."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, _, fortran, content = state
+        self.value = np.frombuffer(content, "<f4").reshape(shape, order="F" if fortran else "C")
+
+
 _KNOWN = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch", "FloatStorage"): np.dtype("<f4"),
     ("torch", "LongStorage"): np.dtype("<i8"),
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy", "ndarray"): None,
+    ("numpy", "dtype"): _Dtype,
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Of dicts of tensors and nothing else, so that it cannot be made to call anything."""
+    """Reads dicts of arrays. Every name in a file stands for something harmless defined here, or is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
@@ -92,17 +146,53 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(key, dtype)
 
 
-def read_torch(path: str | Path) -> Weights:
-    """The state dict in a file of torch.save as it was before PyTorch 1.6, read without PyTorch.
+# What unpickling a damaged file raises.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    EOFError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+)
+
+
+def read_pickled_arrays(file: BinaryIO, *, source: str) -> dict[str, np.ndarray]:
+    """Reads a pickle of nested dicts of float32 numpy arrays: path, joined by slashes -> array.
 
     Raises:
-        ValueError: if the file is something else, is damaged, or holds more than tensors.
+        ValueError: the file is damaged, or holds anything else.
+    """
+    arrays: dict[str, np.ndarray] = {}
+
+    def collect(path: str, node: Any) -> None:
+        if isinstance(node, dict):
+            for name, child in node.items():
+                collect(f"{path}/{name}" if path else str(name), child)
+        else:
+            arrays[path] = node.value
+
+    try:
+        collect("", _Unpickler(file).load())
+    except _DAMAGED as error:
+        raise ValueError(f"{source} is not a pickle of numpy arrays: {error}") from error
+    return arrays
+
+
+def read_torch(path: str | Path) -> Weights:
+    """Reads the state dict in a file of torch.save before PyTorch 1.6, without PyTorch.
+
+    Raises:
+        ValueError: the file is damaged, or holds anything but tensors.
     """
     path = Path(path)
     try:
         with path.open("rb") as f:
-            if _Unpickler(f).load() != _MAGIC:
-                raise ValueError("it does not begin as one")
+            if _Unpickler(f).load() != _TORCH_MAGIC:
+                raise ValueError("the magic number is missing")
             for _ in ("protocol", "system"):
                 _Unpickler(f).load()
             tensors = _Unpickler(f).load()
@@ -111,14 +201,14 @@ def read_torch(path: str | Path) -> Weights:
             storages = {key: _storage(f, dtypes[key]) for key in keys}
         return {
             name: np.lib.stride_tricks.as_strided(
-                _within(storages[t.storage.key], t),
+                _from_offset(storages[t.storage.key], t),
                 t.shape,
                 [stride * t.storage.dtype.itemsize for stride in t.stride],
             ).copy()
             for name, t in tensors.items()
         }
-    except (pickle.UnpicklingError, EOFError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no state dict of PyTorch's old format: {error}") from error
+    except _DAMAGED as error:
+        raise ValueError(f"{path} is not a state dict in PyTorch's old format: {error}") from error
 
 
 def _storage(f: BinaryIO, dtype: np.dtype) -> np.ndarray:
@@ -129,56 +219,9 @@ def _storage(f: BinaryIO, dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(data, dtype)
 
 
-def _within(storage: np.ndarray, tensor: _Tensor) -> np.ndarray:
-    """The storage from the tensor's first element, once the last one is found to lie in it."""
+def _from_offset(storage: np.ndarray, tensor: _Tensor) -> np.ndarray:
+    """The storage from the tensor's first element on; the last element must lie in it."""
     last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride, strict=True))
     if min((tensor.offset, last, *tensor.stride)) < 0 or last >= len(storage):
         raise ValueError("a tensor reaches beyond its data")
     return storage[tensor.offset :]
-
-
-def convolution(
-    weights: Weights,
-    name: str,
-    x: jax.Array,
-    *,
-    stride: int = 1,
-    padding: str | Sequence[tuple[int, int]] = "VALID",
-) -> jax.Array:
-    """PyTorch's Conv2d of that name: [B, H, W, in] -> [B, h, w, out], in full float32 on every device."""
-    y = jax.lax.conv_general_dilated(
-        x,
-        jnp.asarray(weights[f"{name}.weight"]),
-        (stride, stride),
-        padding,
-        dimension_numbers=("NHWC", "OIHW", "NHWC"),
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
-
-
-def depthwise(weights: Weights, name: str, x: jax.Array, *, stride: int = 1) -> jax.Array:
-    """PyTorch's Conv2d of that name with a group for each channel and no bias, padded as TensorFlow's SAME."""
-    kernel = jnp.asarray(weights[f"{name}.weight"])
-    k, size = kernel.shape[-1], -(-x.shape[1] // stride)
-    reach = (size - 1) * stride + 1
-    padding = max(reach + k - 1 - x.shape[1], 0)
-    around = (padding // 2, padding - padding // 2)
-    x = jnp.pad(x, ((0, 0), around, around, (0, 0)))
-    # A sum of shifted maps: XLA's own grouped convolution takes twenty times as long on CPU.
-    total = jnp.zeros((), x.dtype)
-    for i, j in np.ndindex(k, k):
-        total += kernel[:, 0, i, j] * x[:, i : i + reach : stride, j : j + reach : stride]
-    return total
-
-
-def batch_norm(weights: Weights, name: str, x: jax.Array, *, epsilon: float = 1e-3) -> jax.Array:
-    """PyTorch's BatchNorm2d of that name, in evaluation."""
-    scale = weights[f"{name}.weight"] / jnp.sqrt(weights[f"{name}.running_var"] + epsilon)
-    return x * scale + (weights[f"{name}.bias"] - weights[f"{name}.running_mean"] * scale)
-
-
-def max_pool(x: jax.Array, *, stride: int = 2, padding: int = 0) -> jax.Array:
-    """The maxima of 3×3 pixels."""
-    around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), around)
