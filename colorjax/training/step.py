@@ -22,6 +22,10 @@ from colorjax.training.augment import augment
 from colorjax.training.optimizer import moving_average
 
 
+# Folded into the seed's key; the initialization folds in 0, 1, 2, … there.
+_AUGMENTATION = 2**32 - 1
+
+
 class ColorReference(NamedTuple):
     """What the color term takes from the training split.
 
@@ -125,9 +129,10 @@ def make_train_step(
 def augmentation_key(seed: int, stage: str, step: jax.Array | int) -> jax.Array:
     """The key of a step's augmentation: a function of seed, stage and step, so that a resumed run draws the same.
 
-    It differs from the key of the initialization, which is the seed's own, and between the stages.
+    No other stage, step or purpose has the same key.
     """
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1 + STAGES.index(stage)), step)
+    key = jax.random.fold_in(jax.random.key(seed), _AUGMENTATION)
+    return jax.random.fold_in(jax.random.fold_in(key, STAGES.index(stage)), step)
 
 
 def make_eval_step(

@@ -3,6 +3,7 @@
 import itertools
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from colorjax.training.loop import train
 from configs import quickstart
 
 STEPS, BATCH = 6, 2
+
+
+def _small() -> Any:
+    """A configuration that traces quickly, unlocked."""
+    config = quickstart.get_config().unlock()
+    config.data.update(resolution=40, image_size=32)
+    config.model.patch_kernels = (3, 3, 3)
+    return config
 
 
 class _Rows:
@@ -54,20 +63,34 @@ class _Pending:
         return np.ones((), np.float32)
 
 
+class _Uncompiled:
+    """Stands for a jitted step: `lower` and `compile` give the function itself."""
+
+    def __init__(self, step: Callable[..., Any]) -> None:
+        self._step = step
+
+    def lower(self, *args: Any) -> "_Uncompiled":
+        return self
+
+    def compile(self) -> Callable[..., Any]:
+        return self._step
+
+
 def test_the_next_batch_is_read_and_sent_while_a_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = quickstart.get_config().unlock()
     config.stage = "pretrain"
     config.pretrain.update(steps=STEPS, batch_size=BATCH)
     config.lock()
-    rows, events = _Rows(), []
-    source = RowSource(DatasetInfo("rows", ("a",), {"train": 100}), {"train": rows})
+    train_rows, events = _Rows(), []
+    info = DatasetInfo("rows", ("a",), {"train": 100, "validation": 100})
+    source = RowSource(info, {"train": train_rows, "validation": _Rows()})
     send = sharding.to_devices
 
     def sent(batch: Any, mesh: Any) -> Any:
         events.append(("sent", sum(name == "sent" for name, _ in events) + 1))
         return send(batch, mesh)
 
-    def made_step(*args: Any, **kwargs: Any) -> Any:
+    def make_step(*args: Any, **kwargs: Any) -> Any:
         counter = itertools.count(1)
 
         def step(before: TrainState, batch: Any) -> Any:
@@ -76,19 +99,23 @@ def test_the_next_batch_is_read_and_sent_while_a_step_runs(tmp_path: Path, monke
 
             def wait() -> None:
                 # The step ends when the batch after the next one has been read, which is never if reading waits for it.
-                assert number == STEPS or rows.reads_reach(number + 2), f"nobody read while step {number} ran"
+                reading = number == STEPS or train_rows.reads_reach(number + 2)
+                assert reading, f"nobody read while step {number} ran"
                 events.append(("ended", number))
 
             after = TrainState(before.step + 1, before.params, before.stats, before.opt_state)
             total = (_Pending(wait), jnp.ones(()))
             return after, {"loss": total, "gradient_norm": (jnp.ones(()), jnp.ones(()))}
 
-        return step
+        return _Uncompiled(step)
+
+    def evaluate(*args: Any) -> Any:
+        return {"loss": (jnp.ones(()), jnp.ones(()))}, None
 
     monkeypatch.setattr(data, "open_source", lambda config: source)
     monkeypatch.setattr(sharding, "to_devices", sent)
-    monkeypatch.setattr(loop, "make_train_step", made_step)
-    monkeypatch.setattr(loop, "make_eval_step", lambda *args, **kwargs: None)
+    monkeypatch.setattr(loop, "make_train_step", make_step)
+    monkeypatch.setattr(loop, "make_eval_step", lambda *args, **kwargs: _Uncompiled(evaluate))
     monkeypatch.setattr(loop, "abstract_model", lambda *args, **kwargs: (None, None, None))
     monkeypatch.setattr(loop, "init_model", lambda *args, **kwargs: ({"w": jnp.ones(2)}, {"s": jnp.ones(1)}))
     monkeypatch.setattr(loop, "_check_stage", lambda *args, **kwargs: None)
@@ -100,21 +127,32 @@ def test_the_next_batch_is_read_and_sent_while_a_step_runs(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("joint.schedule", "cosin", "joint.schedule is 'cosin'; it must be one of constant, cosine"),
         ("model.head", "rgb", "model.head is 'rgb'"),
         ("joint.log_every", 0, "joint.log_every is 0; it must be 1 or more"),
+        ("joint.accumulate", 3, "joint.batch_size is 16, which 1 device(s) × joint.accumulate = 3 do not divide"),
+        ("joint.ema", 1.0, "joint.ema is 1.0"),
+        ("loss.pixels", "median", "loss.pixels is 'median'"),
+        ("joint.carried", ("low_level", "mid_level"), "joint.carried is ('low_level', 'mid_level')"),
+        ("augment.scale", (1.5, 0.5), "augment.scale is (1.5, 0.5)"),
     ],
 )
-def test_a_joint_stage_that_cannot_be_is_refused_before_the_pretraining(
-    tmp_path: Path, field: str, value: Any, said: str
+def test_a_joint_stage_that_cannot_run_is_refused_before_the_pretraining(
+    tmp_path: Path, field: str, value: Any, message: str
 ) -> None:
-    config = quickstart.get_config().unlock()
+    config = _small()
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         train(config.lock(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_url_is_no_workdir() -> None:
+    with pytest.raises(ValueError, match=r"gs://bucket/run is a URL"):
+        train(quickstart.get_config(), "gs://bucket/run")
+    assert not Path("gs:").exists()
 
 
 def test_compiled_programs_are_kept_where_they_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,25 @@ def test_padding_carries_no_class_loss() -> None:
     assert float(measured["accuracy"][1]) == 2
 
 
+def test_the_logged_loss_is_the_mean_over_photos_and_leaves_padding_out() -> None:
+    ab, labels = _ab(4), jnp.array([1, 2, 3, 0])
+    class_logits = jnp.asarray(_RNG.normal(size=(4, 5)), jnp.float32)
+    color_logits = jnp.asarray(_RNG.normal(size=(4, 4, 4, 313)), jnp.float32)
+
+    def logged(photos: int, mask: np.ndarray) -> float:
+        measured = losses.total_loss(
+            Outputs(class_logits[:photos], color_logits[:photos]),
+            labels=labels[:photos],
+            mask=jnp.asarray(mask),
+            targets=_targets(ab[:photos], mask=mask),
+            prior=jnp.asarray(_PRIOR),
+            config=_config(),
+        )[1]
+        return float(measured["loss"][0] / measured["loss"][1])
+
+    assert logged(4, np.array([1, 1, 1, 0], np.float32)) == pytest.approx(logged(3, np.ones(3, np.float32)), rel=1e-6)
+
+
 def test_iizukas_regression() -> None:
     ab, predicted = _ab(), _RNG.uniform(-60, 60, (2, 4, 4, 2)).astype(np.float32)
     targets = _targets(ab)._replace(weight=jnp.ones((2, 4, 4)))

@@ -16,7 +16,7 @@ from colorjax.run import compilation, sharding
 from colorjax.run.checkpoints import TrainState
 from colorjax.study import rows
 from colorjax.training.optimizer import init_state, make_optimizer
-from colorjax.training.step import ColorReference, make_eval_step, make_train_step
+from colorjax.training.step import ColorReference, augmentation_key, make_eval_step, make_train_step
 from configs import paper
 
 
@@ -95,6 +95,18 @@ def test_an_average_follows_the_weights_and_changes_no_training() -> None:
         jax.device_get((averaged.params, averaged.stats)),
         expected,
     )
+
+
+def test_every_stage_and_step_augments_with_a_key_of_its_own() -> None:
+    def words(key: jax.Array) -> tuple[int, ...]:
+        return tuple(jax.random.key_data(key).tolist())
+
+    seed = jax.random.key(7)
+    # Initialization takes the seed's key and what it folds into it, one number a parameter.
+    initialization = {words(seed)} | {words(jax.random.fold_in(seed, i)) for i in range(500)}
+    augmentation = [words(augmentation_key(7, stage, i)) for stage in ("pretrain", "joint") for i in range(50)]
+    assert len(set(augmentation)) == len(augmentation)
+    assert not initialization & set(augmentation)
 
 
 def test_every_row_changes_the_configuration() -> None:
