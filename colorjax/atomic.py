@@ -1,10 +1,14 @@
-"""Files that appear whole or not at all, whatever happens while they are written."""
+"""Files and folders that appear whole or not at all, whatever happens while they are written."""
 
 import os
 import secrets
+import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_PREFIX = ".partial-"
 
 
 @contextmanager
@@ -14,7 +18,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     The temporary name does not depend on `path`, so that the longest name that a file system allows can be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}")
+    temporary = path.with_name(f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}")
     try:
         yield temporary
         temporary.replace(path)
@@ -31,3 +35,35 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 def write_text(path: str | os.PathLike[str], content: str) -> None:
     """Writes a UTF-8 text file in place of what is there."""
     write_bytes(path, content.encode())
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside `path` to fill; it takes the name `path` when the block ends without an error.
+
+    What a killed run left of the same folder is removed first.
+
+    Raises:
+        FileExistsError: if `path` is a file, or a folder that holds something.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} holds something already: choose another folder, or delete it")
+    # The same name for the same folder, so that the next run finds it; short, since file systems limit names.
+    temporary = path.with_name(f"{_PREFIX}{zlib.crc32(os.fsencode(path.name)):08x}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files and folders that killed runs left in a folder that nothing else writes to."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

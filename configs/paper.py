@@ -24,6 +24,7 @@ def get_config(row: str = "full") -> Any:
     d.resolution = 256  # pixels: the host's square copy of a photo; the margin feeds rotation and scale
     d.image_size = 224  # pixels: the network's input
     d.shuffle_buffer = 8192  # undecoded photos held back for shuffling, some 50 kB each
+    d.max_undecodable = 0.1  # share of a split's photos that may not decode; with more of them the run ends
     d.prior = ""  # file made by `python -m colorjax prior`; "" counts it once, into the workdir
 
     c.augment = a = ml_collections.ConfigDict()

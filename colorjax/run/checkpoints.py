@@ -3,8 +3,9 @@
 Each checkpoint holds a CRC-32 of every array. One that was written before there were checksums is loaded unchecked.
 """
 
-import errno
 import logging
+import os
+import re
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -110,9 +111,9 @@ class Checkpoints:
         items = {name: _item(state, name) for name in _ITEMS}
         try:
             require_space(self._directory, state)
-            checksums = {path: _crc32(x) for path, x in _by_path(items).items()}
+            checksums: Any = {path: _crc32(x) for path, x in _by_path(items).items()}
             response = ocp.save_checkpointables_async(
-                self._directory / str(step), items, custom_metadata={_CHECKSUMS: checksums}
+                str(self._directory / str(step)), items, custom_metadata={_CHECKSUMS: checksums}
             )
         except Exception as error:
             self._fail(step, error)
@@ -130,14 +131,14 @@ class Checkpoints:
             raise ValueError(f"no checkpoint in {self._directory}")
         path = self._directory / str(step)
         items = {name: _item(like, name) for name in _ITEMS}
-        saved = ocp.checkpointables_metadata(path).metadata
+        saved = ocp.checkpointables_metadata(str(path)).metadata
         require_same_shapes(
             _by_path(items),
             _by_path({name: saved[name] for name in _ITEMS}),
             message=f"{path} is not a checkpoint of the configured model",
         )
         restored = ocp.load_checkpointables(
-            path, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items)
+            str(path), jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items)
         )
         return TrainState(
             step=restored["stats"]["step"],
@@ -192,9 +193,9 @@ class Checkpoints:
                 shutil.rmtree(doomed, ignore_errors=True)
 
     def _fail(self, step: int, error: Exception) -> None:
-        # TensorStore's errors have no types.
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        reason = f"no space left on the disk of {self._directory}" if full else one_line(error)
+        # TensorStore's errors have no types; the text holds the system's code.
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = f"{os.strerror(int(code[1]))} in {self._directory}" if code else one_line(error, limit=200)
         self._failure = OSError(f"the checkpoint of step {step} is not saved: {reason}")
         self._failure.__cause__ = error
         latest = self.latest_step()
@@ -212,15 +213,14 @@ def require_space(directory: Path, state: Any) -> None:
         state: a tree of arrays or shapes, uncompressed the size of a checkpoint.
 
     Raises:
-        OSError: ENOSPC, if the disk has no room.
+        OSError: if the disk has no room.
     """
     needed = sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(state))
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if not multihost_utils.broadcast_one_to_all(np.asarray(free >= needed)):
         raise OSError(
-            errno.ENOSPC,
-            f"a checkpoint takes {needed / 1e6:,.0f} MB, and the disk of {directory} has {free / 1e6:,.0f} MB left",
+            f"a checkpoint takes {needed / 1e6:,.0f} MB, and the disk of {directory} has {free / 1e6:,.0f} MB left"
         )
 
 
@@ -304,12 +304,11 @@ def _load(path: Path, names: Sequence[str]) -> dict[str, Any]:
         ValueError: if it is damaged.
     """
     try:
-        metadata = ocp.checkpointables_metadata(path)
-        abstract = {
-            name: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata.metadata[name]) for name in names
-        }
-        items = ocp.load_checkpointables(path, abstract)
-        checksums = (metadata.custom_metadata or {}).get(_CHECKSUMS)
+        metadata = ocp.checkpointables_metadata(str(path))
+        abstract = {name: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata.metadata[name]) for name in names}
+        items = ocp.load_checkpointables(str(path), abstract)
+        custom: Any = metadata.custom_metadata or {}
+        checksums = dict(custom[_CHECKSUMS]) if _CHECKSUMS in custom else None
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes make Orbax and TensorStore raise errors of many types

@@ -2,14 +2,19 @@
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
+from colorjax.data.errors import first_few
 from colorjax.run.trees import flatten
 
 Config = Any
 """A locked ConfigDict of configs/paper.py's fields, or one of its sections; its fields have no static types."""
 
 STAGES = ("pretrain", "joint")
+
+ADDED_FIELDS = {"data.max_undecodable": 0.1}
+"""Fields that an older config.json lacks, and the value that it is read with."""
 
 _STAGE_RANGES = {
     "learning_rate": (0, math.inf),
@@ -26,6 +31,7 @@ _STAGE_RANGES = {
 # Field -> the least and the most of it, for the numbers that nothing else refuses before the first step.
 _RANGES = {
     "seed": (0, 2**31 - 1),
+    "data.max_undecodable": (0, 1),
     "augment.rotation": (0, 180),
     "augment.shift": (0, math.inf),
     "loss.neighbors": (1, 313),
@@ -37,18 +43,24 @@ _RANGES = {
 }
 
 
-def validate(config: Config) -> None:
+def validate(config: Config, *, fields: Iterable[str] = _RANGES) -> None:
     """Refuses numbers out of their range, before anything is trained with them.
 
+    Args:
+        config: see configs/paper.py.
+        fields: which to look at.
+
     Raises:
-        ValueError: names every such field, its value and its range.
+        ValueError: names the fields, their values and their ranges.
     """
-    values = flatten(json.loads(config.to_json()))
-    wrong = [
-        f"{field} is {values[field]}; it must be "
-        + (f"{least} or more" if most == math.inf else f"between {least} and {most}")
-        for field, (least, most) in _RANGES.items()
-        if not least <= values[field] <= most or values[field] == math.inf
-    ]
+    values = ADDED_FIELDS | flatten(json.loads(config.to_json()))
+    wrong = []
+    for field in fields:
+        least, most = _RANGES[field]
+        value = values.get(field, "absent")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not least <= value <= most or value == math.inf:
+            span = f"{least} or more" if most == math.inf else f"between {least} and {most}"
+            wrong.append(f"{field} is {value}; it must be {span}")
     if wrong:
-        raise ValueError("\n".join(wrong))
+        raise ValueError(first_few(wrong))

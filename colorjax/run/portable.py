@@ -4,10 +4,12 @@
                         model.safetensors.index.json, where a size limit divides it; or model.npz
 
 A tensor's key is its path with dots, `params.low_level.layers.0.conv.kernel` or `stats.…`; `step` counts the joint
-stage's steps.
+stage's steps. Every tensor has a CRC-32: in the metadata of a safetensors file under `crc32`, in an npz by its format.
+A safetensors file without them is loaded unchecked.
 """
 
 import json
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from colorjax.data.errors import first_few, one_line
 from colorjax.model.program import Tree
 from colorjax.run import trees
 
@@ -107,6 +110,8 @@ def to_trees(tensors: Tensors, params: Tree, stats: Tree, *, path: Path) -> tupl
             continue
         if key == "step" or x.dtype.name not in _DTYPES:
             raise ValueError(f"{path}: {key} is {x.dtype}; tensors are {', '.join(_DTYPES)}, and step a whole number")
+        if not np.isfinite(x.astype(np.float32, copy=False)).all():
+            raise ValueError(f"{path}: {key} holds values that are not finite; fetch or export it again")
     tree = trees.nest({key: x.astype(np.float32, copy=False) for key, x in tensors.items() if key != "step"})
     return int(tensors["step"]), tree["params"], tree.get("stats", {})
 
@@ -151,7 +156,8 @@ def _write_safetensors(folder: Path, tensors: Tensors, max_shard_size: int) -> N
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name, metadata={"format": "flax"})
+        checksums = {key: _crc32(x) for key, x in shard.items()}
+        save_file(shard, folder / name, metadata={"format": "flax", "crc32": json.dumps(checksums)})
         # The library's files are for their owner alone.
         (folder / name).chmod(folder.stat().st_mode)
 
@@ -159,29 +165,43 @@ def _write_safetensors(folder: Path, tensors: Tensors, max_shard_size: int) -> N
 def _read_safetensors(path: Path) -> Tensors:
     library = _safetensors()
     try:
-        return library.numpy.load_file(path)
-    except library.SafetensorError as error:
-        raise ValueError(f"{path} is truncated, damaged or no safetensors file ({error})") from error
+        with library.safe_open(path, framework="np") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            checksums = json.loads((file.metadata() or {}).get("crc32", "null"))
+    except Exception as error:  # of the types that the library raises for foreign bytes, it exports one
+        raise ValueError(f"{path} is truncated, damaged or no safetensors file ({one_line(error)})") from error
+    if checksums is not None:
+        checksums = checksums if isinstance(checksums, dict) else {}
+        wrong = [key for key, x in tensors.items() if checksums.get(key) != _crc32(x)]
+        if wrong:
+            raise ValueError(
+                f"{path} is damaged: {first_few(wrong)} differs from its checksum; fetch or export it again"
+            )
+    return tensors
+
+
+def _crc32(x: np.ndarray) -> int:
+    return zlib.crc32(x.reshape(-1).view(np.uint8))
 
 
 def _read_shards(path: Path) -> Tensors:
     try:
         index: Any = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
+    except (OSError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({one_line(error)})") from error
     places = index.get("weight_map") if isinstance(index, dict) else None
     # A name with a folder in it would read files from elsewhere.
-    if not isinstance(places, dict) or not all(isinstance(x, str) and Path(x).name == x for x in places.values()):
+    if not isinstance(places, dict) or not all(map(_is_file_name, places.values())):
         raise ValueError(f"{path} is no index of safetensors files: its weight_map must name a file for each tensor")
     tensors: Tensors = {}
     for name in sorted(set(places.values())):
         shard = path.parent / name
         if not shard.exists():
-            raise FileNotFoundError(f"{shard} is missing, which {path} names: fetch or export the whole folder again")
+            raise FileNotFoundError(f"{shard} is missing, which the index names: fetch or export the folder again")
         read = _read_safetensors(shard)
         if read.keys() != (named := {key for key, place in places.items() if place == name}):
             raise ValueError(
-                f"{shard} and {path} disagree on where {trees.first_few(sorted(read.keys() ^ named))} should be"
+                f"{shard} and {path.name} disagree on where {first_few(sorted(read.keys() ^ named))} should be"
             )
         tensors |= read
     return tensors
@@ -193,5 +213,9 @@ def _read_npz(path: Path) -> Tensors:
             pass
         with np.load(path, allow_pickle=False) as file:
             return {key: np.asarray(file[key]) for key in file.files}
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is truncated, damaged or no .npz of plain arrays ({error})") from error
+    except Exception as error:  # for damaged headers NumPy and zipfile raise errors of many types
+        raise ValueError(f"{path} is truncated, damaged or no .npz of plain arrays ({one_line(error)})") from error
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[\w.-]{1,200}", name, re.ASCII) is not None

@@ -6,7 +6,6 @@ config.json (of a path on the machine that trained it, the last name alone), cla
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from colorjax import atomic
+from colorjax.data.errors import one_line
 from colorjax.model.program import Program, Tree, abstract_model, build_program
 from colorjax.run import portable
-from colorjax.run.config import Config
+from colorjax.run.config import Config, validate
 from colorjax.run.workdir import (
     checkpoint_dir,
     config_file,
@@ -121,22 +122,13 @@ def new_folder(trained: Trained, folder: str | Path) -> Iterator[Path]:
     Raises:
         FileExistsError: if there is a folder of that name that holds something, or a file.
     """
-    folder = Path(folder).absolute()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder} holds something already: choose another folder, or delete it")
     config: Config = ConfigDict(json.loads(trained.config.to_json()))
     for section, field in _MACHINE_PATHS:
         config[section][field] = Path(config[section][field]).name
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a save that was killed
-    partial.mkdir(parents=True)
-    try:
+    with atomic.new_folder(folder) as partial:
         save_config(config, partial)
         save_class_names(partial, trained.class_names)
         yield partial
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _load_portable(folder: Path, config: Config) -> Trained:
@@ -144,6 +136,7 @@ def _load_portable(folder: Path, config: Config) -> Trained:
     path, tensors = portable.read_tensors(folder)
     try:
         _, params, stats = abstract_model(config, "joint", classes=len(class_names))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{config_file(folder)} does not describe a colorizer: {error}") from error
+        validate(config, fields=["decode.temperature"])
+    except Exception as error:  # a foreign configuration fails in ways of many types
+        raise ValueError(f"{config_file(folder)} does not describe a colorizer ({one_line(error)})") from error
     return Trained(config, class_names, *portable.to_trees(tensors, params, stats, path=path))

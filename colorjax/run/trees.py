@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from colorjax.data.errors import first_few, one_line
 from colorjax.model.program import Tree
 
 
@@ -34,7 +35,7 @@ def require_same_shapes(model: Mapping[str, Any], given: Mapping[str, Any], *, m
     Args:
         model: path -> array, or anything with a shape, of the model.
         given: path -> the same of a checkpoint or a file.
-        message: the first line of the error.
+        message: what does not fit, the beginning of the error.
 
     Raises:
         ValueError: if a path is missing on either side or a shape differs; lists the first of each.
@@ -45,11 +46,10 @@ def require_same_shapes(model: Mapping[str, Any], given: Mapping[str, Any], *, m
         for path in sorted(model.keys() & given.keys())
         if np.shape(model[path]) != np.shape(given[path])
     ]
-    if missing or surplus or differing:
-        raise ValueError(
-            f"{message}:\n  missing: {first_few(missing)}\n  not in the model: {first_few(surplus)}\n"
-            f"  of another shape: {first_few(differing)}"
-        )
+    kinds = {"missing": missing, "not in the model": surplus, "of another shape": differing}
+    if any(kinds.values()):
+        listed = "; ".join(f"{kind}: {first_few(paths)}" for kind, paths in kinds.items() if paths)
+        raise ValueError(f"{message}; {one_line(listed, limit=180)}")
 
 
 def graft(target: Tree, source: Tree, *, networks: Sequence[str], what: str, keep: Sequence[str] = ()) -> Tree:
@@ -77,8 +77,3 @@ def graft(target: Tree, source: Tree, *, networks: Sequence[str], what: str, kee
         message=f"the pretrained {what} do not fit the model; were both stages configured alike?",
     )
     return nest(flatten(target) | given)
-
-
-def first_few(items: Sequence[str]) -> str:
-    """Up to five items, and how many more there are."""
-    return f"{', '.join(items[:5]) or 'none'}{f' and {len(items) - 5} more' if len(items) > 5 else ''}"

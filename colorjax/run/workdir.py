@@ -7,25 +7,42 @@
     <stage>/metrics.jsonl          the recorded scalars; TensorBoard's files lie beside it
     <stage>/panels/<step>.png      pictures of validation photos
     evaluation/<split>/            see evaluation/evaluate.py
+    .lock                          held by the run that trains here
 
 A portable folder (run/portable.py) has config.json and classes.json as well.
 """
 
 import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from colorjax import atomic
-from colorjax.run.config import STAGES, Config
+from colorjax.data.errors import first_few, one_line
+from colorjax.run.config import ADDED_FIELDS, STAGES, Config
 from colorjax.run.trees import flatten
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
+
+_log = logging.getLogger(__name__)
 
 # The sections that pretraining does not read.
 _JOINT_SECTIONS = ("joint.", "loss.", "decode.")
-# Where the photographs are, and how often a stage reports: neither changes what is trained.
-_LOCATIONS = ("data.dir", "data.download")
+# Where the photographs are, how many of them may be bad, and how often a stage reports: nothing of it changes what is
+# trained.
+_NEVER_BINDING = ("data.dir", "data.download", "data.max_undecodable")
 _REPORTING = ("log_every", "eval_every", "eval_photos", "save_every")
 
 
@@ -52,22 +69,31 @@ def classes_file(folder: Path) -> Path:
 
 def prior_file(config: Config, workdir: Path) -> Path:
     """The prior of a run: the file that `data.prior` names, or the workdir's own."""
-    return Path(config.data.prior) if config.data.prior else workdir / "prior.npz"
+    return Path(config.data.prior) if config.data.prior else _counted_prior(workdir)
+
+
+def _counted_prior(workdir: Path) -> Path:
+    return workdir / "prior.npz"
+
+
+def stage_dir(workdir: Path, stage: str) -> Path:
+    """All that a stage writes."""
+    return workdir / stage
 
 
 def checkpoint_dir(workdir: Path, stage: str) -> Path:
     """The checkpoints of a stage."""
-    return workdir / stage / "checkpoints"
+    return stage_dir(workdir, stage) / "checkpoints"
 
 
 def metrics_file(workdir: Path, stage: str) -> Path:
     """The recorded scalars of a stage."""
-    return workdir / stage / "metrics.jsonl"
+    return stage_dir(workdir, stage) / "metrics.jsonl"
 
 
 def panel_file(workdir: Path, stage: str, step: int) -> Path:
     """The picture of some validation photos after a step."""
-    return workdir / stage / "panels" / f"{step:08d}.png"
+    return stage_dir(workdir, stage) / "panels" / f"{step:08d}.png"
 
 
 def evaluation_dir(workdir: Path, split: str) -> Path:
@@ -81,6 +107,51 @@ def latest_step(workdir: Path, stage: str) -> int | None:
     return max((int(path.name) for path in folders if path.name.isdigit()), default=None)
 
 
+@contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Keeps other trainings out of a workdir while the block runs, and removes what killed ones left half written.
+
+    The first host holds the lock for all. It ends with its process, however that ends. All hosts must enter together.
+
+    Raises:
+        BlockingIOError: if another run trains there: names its process and host.
+    """
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with (workdir / ".lock").open("a+") as file:
+            free = _try_lock(file.fileno())
+            multihost_utils.broadcast_one_to_all(np.asarray(free))
+            file.seek(0)
+            if not free:
+                raise _in_use(workdir, one_line(file.read()))
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            for folder in (workdir, *(stage_dir(workdir, stage) for stage in STAGES)):
+                atomic.remove_leftovers(folder)
+            yield
+    elif not multihost_utils.broadcast_one_to_all(np.asarray(True)):
+        raise _in_use(workdir, "see the first host's message")
+    else:
+        yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _log.warning("this file system has no locks (%s): start no second run in the workdir", error)
+    return True
+
+
+def _in_use(workdir: Path, owner: str) -> BlockingIOError:
+    return BlockingIOError(f"another run trains in {workdir} ({owner}): stop it first, or use another --workdir")
+
+
 def bind_config(config: Config, workdir: Path) -> None:
     """Writes config.json, unless the workdir is bound to another configuration.
 
@@ -90,14 +161,14 @@ def bind_config(config: Config, workdir: Path) -> None:
     nor does the number of steps of a stage at a constant rate, as long as nothing was trained on its result.
 
     Raises:
-        ValueError: if it differs from the workdir's configuration in a field that binds: lists the differences.
+        FileNotFoundError, ValueError: as `differences`.
     """
     differing = differences(config, workdir)
     if jax.process_index() != 0 or (config_file(workdir).exists() and not differing):
         return
     if any(key.startswith("data.") for key in differing) and not any(latest_step(workdir, s) for s in STAGES):
         # They describe the photographs of the earlier configuration.
-        for path in (classes_file(workdir), workdir / "prior.npz"):
+        for path in (classes_file(workdir), _counted_prior(workdir)):
             path.unlink(missing_ok=True)
     workdir.mkdir(parents=True, exist_ok=True)
     save_config(config, workdir)
@@ -106,29 +177,41 @@ def bind_config(config: Config, workdir: Path) -> None:
 def differences(config: Config, workdir: Path) -> list[str]:
     """The fields other than `stage` in which a configuration differs from the workdir's, if that has one.
 
+    A field that was added since then has the value in ADDED_FIELDS.
+
     Raises:
-        ValueError: if one of them binds (see `bind_config`): lists those.
+        FileNotFoundError: if config.json is missing beside checkpoints.
+        ValueError: if config.json is damaged, or one of the fields binds (see `bind_config`): lists those.
     """
-    if not config_file(workdir).exists():
+    path = config_file(workdir)
+    steps = {stage: latest_step(workdir, stage) or 0 for stage in STAGES}
+    if not path.exists():
+        if any(steps.values()):
+            raise FileNotFoundError(
+                f"{path} is missing, and {workdir} holds checkpoints: put the run's config.json back, or use another "
+                "--workdir"
+            )
         return []
-    saved, given = flatten(json.loads(config_file(workdir).read_text())), flatten(json.loads(config.to_json()))
+    saved, given = (ADDED_FIELDS | flatten(x) for x in (_read_config(path), json.loads(config.to_json())))
     differing = [
         key for key in sorted(saved.keys() | given.keys()) if key != "stage" and saved.get(key) != given.get(key)
     ]
-    steps = {stage: latest_step(workdir, stage) or 0 for stage in STAGES}
-    binding = [key for key in differing if _binds(key, saved, given, steps)]
+    binding = [
+        f"{key} is {saved.get(key, 'absent')!r} there and {given.get(key, 'absent')!r} now"
+        for key in differing
+        if _binds(key, saved, given, steps)
+    ]
     if binding:
         raise ValueError(
-            f"{workdir} belongs to a run with another configuration:\n"
-            + "\n".join(f"  {k}: {saved.get(k, 'absent')!r} there, {given.get(k, 'absent')!r} now" for k in binding)
-            + "\nUse another --workdir, or the configuration that is there."
+            f"{workdir} belongs to a run with another configuration: {first_few(binding)}. "
+            "Use another --workdir, or the configuration that is there."
         )
     return differing
 
 
 def _binds(key: str, saved: dict[str, Any], given: dict[str, Any], steps: dict[str, int]) -> bool:
     stage, _, field = key.partition(".")
-    if key in _LOCATIONS or field in _REPORTING:
+    if key in _NEVER_BINDING or field in _REPORTING:
         return False
     if field == "steps" and {c.get(f"{stage}.schedule") for c in (saved, given)} == {"constant"}:
         return given[key] < steps[stage] or (stage == "pretrain" and steps["joint"] > 0)
@@ -150,10 +233,30 @@ def load_config(folder: Path) -> Config:
     path = config_file(folder)
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: {folder} is neither the workdir of a run nor an exported folder")
+    saved = _read_config(path)
     try:
-        return ConfigDict(json.loads(path.read_text())).lock()
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: it is not a configuration in JSON ({error})") from error
+        config: Config = ConfigDict(saved)
+        for key, value in ADDED_FIELDS.items():
+            section, field = key.split(".")
+            if field not in config[section]:
+                config[section][field] = value
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: it is not a configuration ({one_line(error)})") from error
+    return config.lock()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = _read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: it is not a configuration, which is an object in JSON")
+    return config
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({one_line(error)})") from error
 
 
 def save_class_names(folder: Path, names: tuple[str, ...]) -> None:
@@ -166,9 +269,10 @@ def save_class_names(folder: Path, names: tuple[str, ...]) -> None:
     if not path.exists():
         atomic.write_text(path, json.dumps(names, indent=1) + "\n")
     elif (saved := load_class_names(folder)) != names:
+        differing = sorted(set(saved) ^ set(names))
         raise ValueError(
             f"the classes of the data are no longer those that this run began with ({path}): {len(saved)} there, "
-            f"{len(names)} now, differing in {sorted(set(saved) ^ set(names))[:5] or 'their order'}; "
+            f"{len(names)} now, differing in {first_few(differing) if differing else 'their order'}; "
             "point data.dir at the original data, or use another --workdir"
         )
 
@@ -186,10 +290,7 @@ def load_class_names(folder: Path) -> tuple[str, ...]:
             f"{path} is missing: {folder} is neither the workdir of a run that has begun to train "
             "nor an exported folder"
         )
-    try:
-        names = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
+    names = _read_json(path)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} is not a list of class names: copy it from the run or the export again")
     return tuple(names)

@@ -113,10 +113,10 @@ def test_a_graft_that_does_not_fit_lists_both_sides() -> None:
     source["global_features"]["kernel"] = np.zeros(9)
     with pytest.raises(ValueError, match="do not fit") as error:
         graft(target, source, networks=("low_level", "global_features"), what="parameters")
-    message = str(error.value)
-    assert "in the model, not in the checkpoint: ['low_level/layers/10/kernel']" in message
-    assert "in the checkpoint, not in the model: ['low_level/layers/2/kernel']" in message
-    assert "global_features.kernel: model (5,), checkpoint (9,)" in message
+    assert str(error.value).endswith(
+        "missing: low_level.layers.10.kernel; not in the model: low_level.layers.2.kernel; "
+        "of another shape: global_features.kernel (model (5,), given (9,))"
+    )
 
 
 def test_a_missing_network_does_not_pass_for_one_without_statistics() -> None:

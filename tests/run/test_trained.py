@@ -30,7 +30,7 @@ def test_a_run_is_loaded_by_its_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         load_trained(tmp_path)
     bind_config(config, tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint directory .*joint.* nor model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"neither a run.s joint stage .* nor .*model\.safetensors"):
         load_trained(tmp_path)
     params = {"low_level": {"0": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}}
     stats = {"low_level": {"0": {"mean": np.ones(3, np.float32)}}}
@@ -52,7 +52,7 @@ def test_a_run_is_loaded_by_its_path(tmp_path: Path) -> None:
 def test_other_classes_than_the_run_began_with_are_refused(tmp_path: Path) -> None:
     save_class_names(tmp_path, ("pie", "soup"))
     save_class_names(tmp_path, ("pie", "soup"))
-    with pytest.raises(ValueError, match=r"2 there, 3 now, differing in \['cake'\]"):
+    with pytest.raises(ValueError, match=r"2 there, 3 now, differing in cake;"):
         save_class_names(tmp_path, ("cake", "pie", "soup"))
     with pytest.raises(ValueError, match="their order"):
         save_class_names(tmp_path, ("soup", "pie"))
@@ -149,7 +149,7 @@ def test_shards_together_are_the_whole(run: Trained, folder: Path, tmp_path: Pat
     assert jax.tree.all(jax.tree.map(np.array_equal, (got.params, got.stats), (run.params, run.stats)))
 
     shards[1].rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError, match=rf"{shards[1].name} is missing, which .*index\.json names"):
+    with pytest.raises(FileNotFoundError, match=rf"{shards[1].name} is missing, which the index names"):
         load_trained(tmp_path / "out")
     shutil.copy(shards[0], shards[1])
     with pytest.raises(ValueError, match=rf"{shards[1].name} and .*index\.json disagree"):
@@ -184,25 +184,25 @@ _DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle": (lambda file: file.write_bytes(pickle.dumps({"params": 1})), r"model\.safetensors is truncated"),
     "another model's": (
         lambda file: safetensors.numpy.save_file({"wte.weight": np.ones((3, 2), np.float32)}, file),
-        r"not in the file: .* and \d+ more\n.*not in the model: wte\.weight\n",
+        r"missing: .* and \d+ more; not in the model: wte\.weight$",
     ),
     "a key too few": (
         _rewritten(lambda tensors: tensors.pop(_KERNEL)),
-        rf"in the model, not in the file: {_KERNEL}\n.*not in the model: none\n",
+        rf"; missing: {_KERNEL}$",
     ),
     "a key too many": (
         _rewritten(lambda tensors: tensors.update(more=np.ones(1, np.float32))),
-        r"in the file, not in the model: more\n",
+        r"; not in the model: more$",
     ),
     "another shape": (
         _rewritten(lambda tensors: tensors.update({_KERNEL: tensors[_KERNEL][:5].copy()})),
-        rf"of another shape: {_KERNEL}: model \(64, 64\), file \(5, 64\)",
+        rf"of another shape: {_KERNEL} \(model \(64, 64\), given \(5, 64\)\)$",
     ),
     "whole numbers": (
         _rewritten(lambda tensors: tensors.update({_KERNEL: tensors[_KERNEL].astype(np.int8)})),
         rf"{_KERNEL} is int8",
     ),
-    "no step": (_rewritten(lambda tensors: tensors.pop("step")), r"not in the file: step\n"),
+    "no step": (_rewritten(lambda tensors: tensors.pop("step")), r"; missing: step$"),
     "a step that is none": (
         _rewritten(lambda tensors: tensors.update(step=np.asarray(0.5, np.float32))),
         "step is float32",
@@ -213,7 +213,10 @@ _DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no classes": (lambda file: (file.parent / "classes.json").unlink(), r"classes\.json is missing"),
     "classes cut off": (lambda file: (file.parent / "classes.json").write_text('["a"'), r"classes\.json is damaged"),
-    "classes of another kind": (lambda file: (file.parent / "classes.json").write_text('{"0": "a"}'), "no list of"),
+    "classes of another kind": (
+        lambda file: (file.parent / "classes.json").write_text('{"0": "a"}'),
+        "is not a list of class names",
+    ),
     "a class too few": (
         lambda file: (file.parent / "classes.json").write_text('["a"]'),
         r"of another shape: params\.classification\.output\.",
@@ -221,7 +224,7 @@ _DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a configuration cut off": (lambda file: (file.parent / "config.json").write_text("{"), r"config\.json is damaged"),
     "another model's configuration": (
         lambda file: (file.parent / "config.json").write_text('{"model_type": "bert"}'),
-        r"config\.json does not describe a colorizer",
+        r"config\.json is damaged: it is not a configuration",
     ),
     "an index that is none": (
         lambda file: file.rename(file.with_name("model.safetensors.index.json")).write_text("[]"),
@@ -319,9 +322,9 @@ def test_arrays_in_any_order_of_memory_are_saved_as_they_are(run: Trained, tmp_p
 def test_a_portable_folder_needs_neither_orbax_nor_tensorflow(folder: Path, tmp_path: Path) -> None:
     # An entry of None makes an import fail. The command line, from one portable folder to another.
     blocked = "import sys; sys.modules.update(dict.fromkeys(['orbax', 'orbax.checkpoint', 'tensorflow'])); "
-    command = "import runpy; runpy.run_module('colorjax.export', run_name='__main__', alter_sys=True)"
+    command = "import runpy; runpy.run_module('colorjax', run_name='__main__', alter_sys=True)"
     out = tmp_path / "out"
-    flags = [f"--workdir={folder}", "--format=npz", f"--out={out}", "--dtype=float16"]
+    flags = ["export", f"--workdir={folder}", "--format=npz", f"--out={out}", "--dtype=float16"]
     done = subprocess.run(
         [sys.executable, "-c", blocked + command, *flags],
         cwd=Path(__file__).parents[2],
