@@ -13,6 +13,7 @@ from flax import nnx
 
 from colorjax.color import NUM_BINS
 from colorjax.model import networks
+from colorjax.ops.dispatch import fastest_dtype
 
 SHARED = ("low_level", "global_features", "classification")
 """The networks of both models, which pretraining can hand to the joint stage."""
@@ -151,13 +152,14 @@ class Colorizer(Classifier):
 
 
 def compute_dtype(config: Any) -> jnp.dtype:
-    """The dtype that the `model` section asks for: of activations; parameters and losses are float32."""
-    name = config.dtype
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if name not in ("float32", "bfloat16"):
+    """The dtype of activations that the `model` section asks for; parameters, logits and losses are float32.
+
+    Raises:
+        ValueError: if `config.dtype` is not "float32", "bfloat16" or "auto".
+    """
+    if config.dtype not in ("float32", "bfloat16", "auto"):
         raise ValueError(f"model.dtype is {config.dtype!r}; it must be float32, bfloat16 or auto")
-    return jnp.dtype(name)
+    return fastest_dtype() if config.dtype == "auto" else jnp.dtype(config.dtype)
 
 
 def parameter_count(model: nnx.Module) -> int:

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from colorjax.model.attention import PatchwiseAttentionBlock, SelfAttention
 from colorjax.ops.convolution import halving_convolution
+from colorjax.ops.products import float32_sums
 
 NormFactory = Callable[[int], nnx.Module]
 """features -> a normalization over the last axis."""
@@ -263,7 +264,8 @@ class Colorization(nnx.Module):
             (3, 3),
             padding=1,
             kernel_init=nnx.initializers.lecun_normal(),
-            dtype=dtype,
+            conv_general_dilated=float32_sums(lax.conv_general_dilated, factors=dtype),
+            dtype=jnp.float32,
             rngs=rngs,
         )
 
@@ -273,7 +275,7 @@ class Colorization(nnx.Module):
         x = self.last(upsample(x) if self.upsample_last else x)
         if self.attention is not None:
             x = self.attention(x)
-        return self.output(x).astype(jnp.float32)
+        return self.output(x)
 
 
 class Classification(nnx.Module):
@@ -283,10 +285,16 @@ class Classification(nnx.Module):
         c512, c256 = scaled(512, width), scaled(256, width)
         self.dense = nnx.Linear(c512, c256, use_bias=False, kernel_init=_he, dtype=dtype, rngs=rngs)
         self.norm = norm(c256)
-        self.output = nnx.Linear(c256, classes, dtype=dtype, rngs=rngs)
+        self.output = nnx.Linear(
+            c256,
+            classes,
+            dot_general=float32_sums(lax.dot_general, factors=dtype),
+            dtype=jnp.float32,
+            rngs=rngs,
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.output(nnx.relu(self.norm(self.dense(x)))).astype(jnp.float32)
+        return self.output(nnx.relu(self.norm(self.dense(x))))
 
 
 def scaled(features: int, width: float) -> int:

@@ -1,25 +1,33 @@
 """The convolution that halves an image, with a gradient of its own for CPUs."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from colorjax.ops import dispatch
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def halving_convolution(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> jax.Array:
+def halving_convolution(
+    x: jax.Array,
+    kernel: jax.Array,
+    *_: Any,
+    implementation: Literal["xla", "phases"] | None = None,
+    **options: Any,
+) -> jax.Array:
     """A 3×3 convolution with stride 2 and zero padding 1, for nnx.Conv's `conv_general_dilated`.
 
-    On a CPU XLA's gradient towards the input is a convolution of the cotangent with zeros between its pixels, three of
-    four products for nothing. There it is made of four convolutions without, one for each of the pixels that lie on,
-    below, beside and across the cotangent's.
+    On a CPU, XLA computes the input's gradient as a convolution of the cotangent with zeros between its pixels, so that
+    three of four products are wasted. Here it is four convolutions without zeros there (`input_gradient`).
 
     Args:
         x: floating [B, H, W, in].
         kernel: floating [3, 3, in, out].
-        options: of lax.conv_general_dilated, of which `precision` and `preferred_element_type` are taken.
+        implementation: of the input's gradient. None is "phases" (four convolutions) on CPUs and "xla" elsewhere.
+        options: of lax.conv_general_dilated. `precision` and `preferred_element_type` are used.
 
     Returns:
         [B, ⌈H/2⌉, ⌈W/2⌉, out].
@@ -36,27 +44,36 @@ def halving_convolution(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any
             preferred_element_type=options.get("preferred_element_type"),
         )
 
-    if jax.default_backend() != "cpu":
-        return convolve(x, kernel)
+    def xla(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(convolve, x, kernel)[1](cotangent)
 
-    @jax.custom_vjp
-    def by_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return convolve(x, kernel)
-
-    def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        return convolve(x, kernel), (x, kernel)
-
-    def backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x, kernel = residuals
+    def phases(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
         (d_kernel,) = jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](cotangent)
         return input_gradient(cotangent, kernel, x.shape).astype(x.dtype), d_kernel
 
-    by_phases.defvjp(forward, backward)
-    return by_phases(x, kernel)
+    def backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+        default = phases if implementation == "phases" else xla
+        cpu = phases if implementation is None else None
+        return dispatch.by_platform(*residuals, cotangent, default=default, cpu=cpu)
+
+    convolution = jax.custom_vjp(convolve)
+    convolution.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), backward)
+    return convolution(x, kernel)
 
 
 def input_gradient(cotangent: jax.Array, kernel: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Of a 3×3 convolution with stride 2 and padding 1: [B, ⌈H/2⌉, ⌈W/2⌉, out] -> the input's shape [B, H, W, in]."""
+    """The gradient with respect to the input of a 3×3 convolution with stride 2 and padding 1.
+
+    One convolution for each kind of pixel: those on the cotangent's pixels, below, beside and diagonally between them.
+
+    Args:
+        cotangent: floating [B, ⌈H/2⌉, ⌈W/2⌉, out].
+        kernel: floating [3, 3, in, out].
+        shape: of the input, (B, H, W, in).
+
+    Returns:
+        [B, H, W, in].
+    """
     batch, height, width, _ = cotangent.shape
     flipped = kernel.swapaxes(2, 3)
     padded = jnp.pad(cotangent, [(0, 0), (0, 1), (0, 1), (0, 0)])

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from colorjax.ops.dispatch import takes_cpu_kernels
+from colorjax.ops import dispatch
+
+Implementation = Literal["xla", "llvm", "pallas", "interpret"]
 
 
 def patch_sum(
@@ -24,7 +26,7 @@ def patch_sum(
     weights: jax.Array,
     *,
     kernel_size: int,
-    implementation: Literal["xla", "pallas", "interpret"] | None = None,
+    implementation: Implementation | None = None,
 ) -> jax.Array:
     """Sums the k×k patch around each pixel with that pixel's own weights.
 
@@ -33,28 +35,27 @@ def patch_sum(
         weights: floating [B, H, W, k², G]: the patch's offsets row by row, then the weight
             channels. Channel c of the values takes weight channel c mod G.
         kernel_size: k, odd; the reflection reaches k // 2 pixels out of the image.
-        implementation: None takes what was measured to be fastest: on a CPU colorjax.aggregation_kernels, where they
-            serve, and else "xla", the reference, which runs everywhere. "pallas" is colorjax.aggregation_pallas on one
-            GPU, and "interpret" the same on any device, slowly, for tests.
+        implementation: None takes what was measured to be fastest on the platform (see ops/dispatch.py). "xla" is the
+            reference, which runs everywhere; "llvm" is ops/cpu/patch_sum.py, for one CPU; "pallas" is
+            ops/gpu/patch_sum.py, for one GPU, and "interpret" the same on any device, slowly, for tests.
 
     Returns:
-        [B, H, W, C] of the values' dtype; summed in float32. Both gradients are summed in float32
-        too and have the dtype of what they are gradients of.
+        [B, H, W, C] of the values' dtype. The sums, and those of both gradients, are in float32.
 
     Raises:
-        ValueError: if k is even, a shape does not fit the others, C is not a multiple of G, or
-            H or W is not larger than k // 2 (the reflection needs that many rows).
+        ValueError: if k is even, a shape does not fit the others, C is not a multiple of G, H or W is not larger than
+            k // 2 (the reflection needs that many rows), or "llvm" does not run here or take so many channels.
     """
-    _check(values.shape, weights.shape, kernel_size)
+    check(values.shape, weights.shape, kernel_size)
     if implementation in ("pallas", "interpret"):
         # Imported here, as Pallas takes a part of a second.
         from colorjax.ops.gpu import patch_sum as gpu_patch_sum
 
         return gpu_patch_sum.patch_sum(kernel_size, implementation == "interpret", values, weights)
-    return _patch_sum(kernel_size, implementation is None, values, weights)
+    return _patch_sum(kernel_size, implementation, values, weights)
 
 
-def _check(values: tuple[int, ...], weights: tuple[int, ...], kernel_size: int) -> None:
+def check(values: tuple[int, ...], weights: tuple[int, ...], kernel_size: int) -> None:
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
     if len(values) != 4:
@@ -77,45 +78,49 @@ def _check(values: tuple[int, ...], weights: tuple[int, ...], kernel_size: int) 
         )
 
 
-def _kernels(values: jax.Array, weights: jax.Array) -> ModuleType | None:
-    """`aggregation_kernels`, where they serve."""
-    if not takes_cpu_kernels(values, weights):
-        return None
-    # Here, so that a GPU's jobs are spared the tenth of a second that LLVM takes.
-    from colorjax.ops.cpu import patch_sum as cpu_patch_sum
+def _kernels(implementation: Implementation | None, values: jax.Array, weights: jax.Array) -> ModuleType | None:
+    """The LLVM kernels, if these arrays take them."""
+    if implementation != "xla" and dispatch.llvm_kernels_run(values, weights):
+        from colorjax.ops.cpu import patch_sum as kernels
 
-    return cpu_patch_sum if cpu_patch_sum.serves(values, weights) else None
+        if kernels.supports(values, weights):
+            return kernels
+    if implementation == "llvm":
+        raise ValueError(f'implementation="llvm" does not take {values.shape}, {weights.shape} here: use None')
+    return None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _patch_sum(kernel_size: int, fastest: bool, values: jax.Array, weights: jax.Array) -> jax.Array:
-    forms = {"default": functools.partial(_shifted_sum, kernel_size)}
-    if fastest and (kernels := _kernels(values, weights)):
-        forms["cpu"] = kernels.forward
-    # What is traced on a CPU may be lowered for another device.
-    return lax.platform_dependent(values, weights, **forms)
+def _patch_sum(
+    kernel_size: int, implementation: Implementation | None, values: jax.Array, weights: jax.Array
+) -> jax.Array:
+    kernels = _kernels(implementation, values, weights)
+    form = functools.partial(_shifted_sum, kernel_size)
+    return dispatch.by_platform(values, weights, default=form, cpu=kernels and kernels.forward)
 
 
 def _patch_sum_fwd(
-    kernel_size: int, fastest: bool, values: jax.Array, weights: jax.Array
+    kernel_size: int, implementation: Implementation | None, values: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _patch_sum(kernel_size, fastest, values, weights), (values, weights)
+    return _patch_sum(kernel_size, implementation, values, weights), (values, weights)
 
 
 def _patch_sum_bwd(
-    kernel_size: int, fastest: bool, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+    kernel_size: int,
+    implementation: Implementation | None,
+    residuals: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    forms = {"default": functools.partial(_shifted_sum_gradients, kernel_size)}
-    if fastest and (kernels := _kernels(*residuals)):
-        forms["cpu"] = kernels.backward
-    return lax.platform_dependent(*residuals, cotangent, **forms)
+    kernels = _kernels(implementation, *residuals)
+    form = functools.partial(_shifted_sum_gradients, kernel_size)
+    return dispatch.by_platform(*residuals, cotangent, default=form, cpu=kernels and kernels.backward)
 
 
 _patch_sum.defvjp(_patch_sum_fwd, _patch_sum_bwd)
 
-# What follows keeps the channels as [C / G, G], innermost, so that an offset is a slice and the
-# weights broadcast over C / G. The barriers are worth a factor of five on CPU: without them XLA
-# computes the reshape's indices, and reflects anew, at each of the k² offsets.
+# XLA's form keeps the channels as [C / G, G], innermost, so that an offset is a slice and the weights broadcast over
+# C / G. The barriers make it five times as fast on a CPU: without them XLA computes the reshape's indices, and
+# reflects again, at each of the k² offsets.
 
 
 def _grouped(x: jax.Array, groups: int) -> jax.Array:
@@ -124,9 +129,9 @@ def _grouped(x: jax.Array, groups: int) -> jax.Array:
 
 
 def _pad(x: jax.Array, reach: int) -> jax.Array:
-    """Reflects H and W of [B, H, W, ...] outwards by so many pixels.
+    """Pads H and W of [B, H, W, ...] by reflection, `reach` pixels on each side.
 
-    In one copy, whose border is then written in place; jnp.pad makes another for each axis.
+    Makes one copy and writes its border in place; jnp.pad makes another copy for each axis.
     """
     width = [(reach, reach, 0) if axis in (1, 2) else (0, 0, 0) for axis in range(x.ndim)]
     x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), width))
@@ -141,12 +146,12 @@ def _pad(x: jax.Array, reach: int) -> jax.Array:
 
 
 def _ungrouped(x: jax.Array, like: jax.Array) -> jax.Array:
-    """The way back of `_grouped`, to the shape and dtype of `like`."""
+    """The inverse of `_grouped`: to the shape and dtype of `like`."""
     return lax.optimization_barrier(x).reshape(like.shape).astype(like.dtype)
 
 
 def _transpose_pad(x: jax.Array, reach: int) -> jax.Array:
-    """The transpose of `_pad`: adds what lies in the border to the pixels that it mirrors."""
+    """The transpose of `_pad`: adds the border's numbers to the pixels that they mirror."""
     # The barriers take the border out before the inside is updated, so that both happen in place.
     for axis in (1, 2) if reach else ():
         x = lax.optimization_barrier(x)

@@ -1,26 +1,27 @@
-"""softmax(q kᵀ) v without its N×N matrix, by what is fastest on each device: the output attention's heart.
-
-On NVIDIA GPUs cuDNN's flash attention, on a CPU our own kernels (`attention_kernels`), elsewhere a blockwise softmax.
-"""
+"""softmax(q kᵀ) v without its N×N matrix: the core of the output attention."""
 
 import functools
-import re
 from types import ModuleType
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 
-from colorjax.ops.dispatch import takes_cpu_kernels
+from colorjax.ops import dispatch
+
+Implementation = Literal["xla", "llvm", "cudnn"]
 
 
-def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, block_size: int = 128) -> jax.Array:
-    """softmax(q kᵀ) v, unscaled as SAGAN has it, never holding more than a block of q kᵀ.
-
-    On NVIDIA GPUs from Ampere on, two-byte floats take cuDNN's flash attention (`flash_attention`); a CPU takes kernels
-    that hold no block either (`attention_kernels`); everything else a blockwise softmax.
+def dot_product_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    block_size: int = 128,
+    implementation: Implementation | None = None,
+) -> jax.Array:
+    """softmax(q kᵀ) v, unscaled as in SAGAN, without ever holding all of q kᵀ.
 
     Args:
         q: floating [B, N, D].
@@ -28,12 +29,16 @@ def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, block_siz
         v: floating [B, M, E].
         block_size: how many queries the blockwise softmax compares with all keys at a time. Both passes hold
             float32 [B, block_size, M] blocks, a few at once; any N goes with any block_size.
+        implementation: None takes what was measured to be fastest on the platform (see ops/dispatch.py). "xla" is the
+            blockwise softmax, which runs everywhere; "llvm" is ops/cpu/softmax_attention.py, for one CPU; "cudnn" is
+            cuDNN's flash attention, for NVIDIA GPUs and two-byte floats.
 
     Returns:
         [B, N, E] of v's dtype. Scores and softmax are float32.
 
     Raises:
-        ValueError: if the shapes do not fit each other, M = 0, or block_size < 1.
+        ValueError: if the shapes do not fit each other, M = 0, block_size < 1, or "llvm" does not run here or take so
+            many features.
     """
     if not (
         q.ndim == k.ndim == v.ndim == 3
@@ -46,42 +51,33 @@ def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, block_siz
         )
     if block_size < 1:
         raise ValueError(f"block_size must be positive, got {block_size}")
-    if q.shape[2] <= _FLASH_FEATURES and q.shape[1] and q.dtype == k.dtype == v.dtype and _has_cudnn_flash(q.dtype):
+    flash = q.shape[2] <= _FLASH_FEATURES and q.shape[1] and q.dtype == k.dtype == v.dtype
+    if implementation == "cudnn" or (not implementation and flash and dispatch.has_cudnn_attention(q.dtype)):
         return flash_attention(q, k, v, implementation="cudnn")
-    return _attention(min(block_size, max(q.shape[1], 1)), q, k, v)
+    return _attention(min(block_size, max(q.shape[1], 1)), implementation, q, k, v)
 
 
 _FLASH_FEATURES = 128
 """The most features a head of cuDNN's flash attention has on every GPU that has it."""
 
 
-def _has_cudnn_flash(dtype: DTypeLike) -> bool:
-    # Asked while tracing, when jax.nn.dot_product_attention asks for cuDNN as well. AMD's capability is a name.
-    capability = getattr(jax.devices()[0], "compute_capability", "")
-    known = re.fullmatch(r"\d+\.\d+", capability)
-    return known is not None and float(capability) >= 8 and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+def _kernels(implementation: Implementation | None, q: jax.Array, v: jax.Array) -> ModuleType | None:
+    """The LLVM kernels, if these arrays take them."""
+    if implementation != "xla" and dispatch.llvm_kernels_run(q, v):
+        from colorjax.ops.cpu import softmax_attention as kernels
 
-
-_KERNEL_FEATURES = 32
-"""The most features that the kernels for CPUs take: what they sum up has to stay in registers. With values of 64 the
-blockwise softmax is faster."""
-
-
-def _kernels(q: jax.Array, v: jax.Array) -> ModuleType | None:
-    """`attention_kernels`, where they serve."""
-    if not takes_cpu_kernels(q, v) or max(q.shape[2], v.shape[2]) > _KERNEL_FEATURES:
-        return None
-    # Here, so that a GPU's jobs are spared the tenth of a second that LLVM takes.
-    from colorjax.ops.cpu import softmax_attention as cpu_attention
-
-    return cpu_attention
+        if kernels.supports(q, v):
+            return kernels
+    if implementation == "llvm":
+        raise ValueError(f'implementation="llvm" does not take {q.shape}, {v.shape} here: use None')
+    return None
 
 
 def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: Literal["cudnn", "xla"]) -> jax.Array:
     """softmax(q kᵀ) v by jax.nn.dot_product_attention, which wants equal head sizes of a multiple of 8.
 
-    All is exact: zeros in q and k add nothing to a score whose scale is given; zeros in v come out as zeros and are cut
-    off; and values of more than 128 features are several heads that share q and k.
+    The padding is exact: zeros in q and k add nothing to a score whose scale is given, and zeros in v come out as zeros
+    and are cut off. Values of more than 128 features become several heads that share q and k.
 
     Args:
         q: [B, N, D], D at most 128; bfloat16 or float16 for cuDNN.
@@ -107,7 +103,7 @@ def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation:
 
 
 def _to_blocks(x: jax.Array, size: int) -> jax.Array:
-    """[B, N, ...] -> [ceil(N / size), B, size, ...], zeros behind the last row."""
+    """[B, N, ...] -> [ceil(N / size), B, size, ...], filled up with zeros."""
     # The number of blocks is spelled out, since of a symbolic N (jax.export) a reshape cannot infer it.
     blocks = -(-x.shape[1] // size)
     x = jnp.pad(x, [(0, 0), (0, blocks * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
@@ -115,7 +111,7 @@ def _to_blocks(x: jax.Array, size: int) -> jax.Array:
 
 
 def _from_blocks(blocks: jax.Array, length: int) -> jax.Array:
-    """The way back of `_to_blocks`: [T, B, size, ...] -> [B, length, ...]."""
+    """The inverse of `_to_blocks`: [T, B, size, ...] -> [B, length, ...]."""
     x = blocks.swapaxes(0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
@@ -123,34 +119,35 @@ def _from_blocks(blocks: jax.Array, length: int) -> jax.Array:
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(size: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    return _attention_fwd(size, q, k, v)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(size: int, implementation: Implementation | None, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return _attention_fwd(size, implementation, q, k, v)[0]
 
 
-def _attention_fwd(size: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[Any, ...]]:
-    forms = {"default": functools.partial(_blockwise_forward, size)}
-    if kernels := _kernels(q, v):
-        forms["cpu"] = kernels.forward
-    # What is traced on a CPU may be lowered for another device.
-    out, scale = lax.platform_dependent(q, k, v, **forms)
+def _attention_fwd(
+    size: int, implementation: Implementation | None, q: jax.Array, k: jax.Array, v: jax.Array
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    kernels = _kernels(implementation, q, v)
+    form = functools.partial(_blockwise_forward, size)
+    out, scale = dispatch.by_platform(q, k, v, default=form, cpu=kernels and kernels.forward)
     return out, (q, k, v, out, scale)
 
 
-def _attention_bwd(size: int, residuals: tuple[Any, ...], d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _attention_bwd(
+    size: int, implementation: Implementation | None, residuals: tuple[Any, ...], d_out: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     q, k, v, out, scale = residuals
     # dS = P ∘ (dP − Σ_m P dP), and Σ_m P dP is out · d_out.
     delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1)
-    forms = {"default": functools.partial(_blockwise_backward, size)}
-    if kernels := _kernels(q, v):
-        forms["cpu"] = kernels.backward
-    return lax.platform_dependent(q, k, v, scale, delta, d_out, **forms)
+    kernels = _kernels(implementation, q, v)
+    form = functools.partial(_blockwise_backward, size)
+    return dispatch.by_platform(q, k, v, scale, delta, d_out, default=form, cpu=kernels and kernels.backward)
 
 
 def _blockwise_forward(
     size: int, q: jax.Array, k: jax.Array, v: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The result, and what the way back makes the weights of again: exp(score - top) / total."""
+    """The result, and `top` and `total`, from which the backward pass computes the weights exp(score - top) / total."""
 
     def block(q_block: jax.Array) -> tuple[jax.Array, ...]:
         scores = _dot("bnd,bmd->bnm", q_block, k)
@@ -188,9 +185,9 @@ def _blockwise_backward(
         d_k += _dot("bdn,bnm->bdm", q_block.swapaxes(1, 2), d_s)
         return (d_k, d_v), _dot("bnm,bmd->bnd", d_s, k)
 
-    # The sums are carried as [B, D, M] and [B, E, M]: with M last the block's matrix is the right
-    # operand as it lies, which on CPU makes the two products three and six times as fast.
-    # Rows padded behind the last have d_out = 0, delta = 0, hence no share in d_k and d_v.
+    # The sums are carried as [B, D, M] and [B, E, M]: with M last, the block's matrix is the right operand as it is
+    # stored, which makes the two products three and six times as fast on a CPU. Rows that fill up the last block have
+    # d_out = 0 and delta = 0, hence no share in d_k and d_v.
     sums = (
         jnp.zeros_like(k.swapaxes(1, 2), jnp.float32),
         jnp.zeros_like(v.swapaxes(1, 2), jnp.float32),

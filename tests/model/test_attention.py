@@ -266,7 +266,7 @@ def test_four_devices_compute_what_one_does():
         import jax, jax.numpy as jnp, numpy as np
         from flax import nnx
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-        from colorjax.attention import PatchwiseAttentionBlock, SelfAttention
+        from colorjax.model.attention import PatchwiseAttentionBlock, SelfAttention
 
         class Both(nnx.Module):
             def __init__(self, rngs):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from colorjax.ops.cpu import llvm
+from colorjax.ops.cpu import emitter, llvm
 from colorjax.ops.cpu import patch_sum as cpu_patch_sum
 from colorjax.ops.gpu import patch_sum as gpu_patch_sum
 from colorjax.ops.patch_sum import patch_sum
@@ -227,7 +227,7 @@ def test_cpu_kernels_equal_the_written_out_sum_and_its_transposes(shape, groups,
 
 @pytest.mark.parametrize("lanes", [4, 8])
 def test_cpu_kernels_of_other_processors_vectors_equal_the_written_out_sum(lanes, monkeypatch):
-    for module in (llvm, cpu_patch_sum):
+    for module in (emitter, llvm, cpu_patch_sum):
         monkeypatch.setattr(module, "lanes", lambda: lanes)
     # Eight vectors are summed up at a time, and in the other there are nine.
     for shape, groups in [((2, 3, 4, 16), 2), ((1, 3, 2, 9 * lanes), lanes)]:
@@ -252,14 +252,14 @@ def test_cpu_kernels_hide_no_number_that_is_none(array):
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_one_cpu_takes_the_kernels_of_whole_vectors(monkeypatch):
+def test_only_cpus_take_the_kernels_and_only_for_whole_vectors():
     size = KERNEL_SIZES[0]
     counts = {platform: _kernels_of(*size, lowering_platforms=(platform,)) for platform in ("cpu", "cuda", "tpu")}
     assert counts == {"cpu": 1, "cuda": 0, "tpu": 0}
     assert not _kernels_of((1, 4, 4, 6 * llvm.lanes()), 3, 3)  # three weights make no vector
     assert not _kernels_of((1, 4, 4, 10), 2, 3)
-    monkeypatch.setattr(jax, "device_count", lambda: 2)
-    assert not _kernels_of(*size)
+    with pytest.raises(ValueError, match=r'implementation="llvm" does not take \(1, 4, 4, 10\)'):
+        _both_ways(*_arrays((1, 4, 4, 10), 2, 3), 3, "llvm")
 
 
 @pytest.mark.parametrize(

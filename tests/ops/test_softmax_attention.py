@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from colorjax.ops import softmax_attention
-from colorjax.ops.cpu import llvm
+from colorjax.ops.cpu import emitter, llvm
 from colorjax.ops.cpu import softmax_attention as cpu_attention
 from colorjax.ops.softmax_attention import dot_product_attention, flash_attention
 
@@ -39,24 +39,22 @@ def _attend_both_ways(attend, q, k, v, cotangent) -> tuple[jax.Array, ...]:
     return out, *pull(cotangent)
 
 
-@pytest.fixture(params=["kernels", "blockwise"])
-def form(request, monkeypatch):
+@pytest.fixture(params=["llvm", "xla"])
+def attend(request):
     """Both forms that a CPU can run."""
-    if request.param == "blockwise":
-        monkeypatch.setattr(softmax_attention, "_kernels", lambda q, v: None)
+    return functools.partial(dot_product_attention, implementation=request.param)
 
 
 @pytest.mark.parametrize("block_size", [1, 8, 37, 128])
-def test_blockwise_attention_and_gradients_equal_plain_softmax(block_size, monkeypatch):
-    monkeypatch.setattr(softmax_attention, "_kernels", lambda q, v: None)
+def test_blockwise_attention_and_gradients_equal_plain_softmax(block_size):
     arrays = _qkv()
-    ours = _attend_both_ways(lambda *x: dot_product_attention(*x, block_size=block_size), *arrays)
+    blockwise = functools.partial(dot_product_attention, block_size=block_size, implementation="xla")
+    ours = _attend_both_ways(blockwise, *arrays)
     for found, expected in zip(ours, _attend_both_ways(_softmax_attention, *arrays), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.usefixtures("form")
-def test_attention_gradient_equals_finite_differences():
+def test_attention_gradient_equals_finite_differences(attend):
     q, k, v, cotangent = (np.asarray(x, np.float64) for x in _qkv(9, 7))
 
     def value(q, k, v):
@@ -64,7 +62,7 @@ def test_attention_gradient_equals_finite_differences():
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         return ((weights / weights.sum(-1, keepdims=True)) @ v * cotangent).sum()
 
-    _, *gradients = _attend_both_ways(lambda *x: dot_product_attention(*x, block_size=4), *_qkv(9, 7))
+    _, *gradients = _attend_both_ways(functools.partial(attend, block_size=4), *_qkv(9, 7))
     rng = np.random.default_rng(0)
     for index, gradient in enumerate(gradients):
         step = rng.normal(size=gradient.shape)
@@ -77,21 +75,19 @@ def test_attention_gradient_equals_finite_differences():
         assert (np.asarray(gradient) * step).sum() == pytest.approx(slope, rel=1e-3, abs=1e-3)
 
 
-@pytest.mark.usefixtures("form")
-def test_attention_survives_scores_that_overflow_exp():
+def test_attention_survives_scores_that_overflow_exp(attend):
     q, k = jnp.full((1, 3, 2), 30.0), jnp.stack([jnp.full((1, 2), x) for x in (30.0, -30.0)], 1)
     v = jnp.asarray([[[1.0], [5.0]]])
-    out, d_q, d_k, d_v = _attend_both_ways(dot_product_attention, q, k, v, jnp.ones((1, 3, 1)))
+    out, d_q, d_k, d_v = _attend_both_ways(attend, q, k, v, jnp.ones((1, 3, 1)))
     np.testing.assert_allclose(out, 1)
     np.testing.assert_allclose(d_v, [[[3.0], [0.0]]])
     assert not d_q.any()
     assert not d_k.any()
 
 
-@pytest.mark.usefixtures("form")
-def test_bfloat16_attention_keeps_a_float32_softmax():
+def test_bfloat16_attention_keeps_a_float32_softmax(attend):
     arrays = [x.astype(jnp.bfloat16) for x in _qkv()]
-    ours = _attend_both_ways(lambda *x: dot_product_attention(*x, block_size=8), *arrays)
+    ours = _attend_both_ways(functools.partial(attend, block_size=8), *arrays)
     exact = [x.astype(jnp.float32) for x in arrays]
     for found, expected in zip(ours, _attend_both_ways(_softmax_attention, *exact), strict=True):
         assert found.dtype == jnp.bfloat16
@@ -133,14 +129,13 @@ def test_cudnn_takes_two_byte_floats_on_the_gpus_that_have_it(monkeypatch):
     assert attend("9.0", jnp.bfloat16, features=136) == []
 
 
-@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("keys", [12544, 3136])
-def test_attention_never_holds_all_scores(keys):
+def test_attention_never_holds_all_scores(keys, attend):
     shapes = [(8, 12544, 4), (8, keys, 4), (8, keys, 16), (8, 12544, 16)]
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
 
     def both(q, k, v, cotangent):
-        return jax.vjp(dot_product_attention, q, k, v)[1](cotangent)
+        return jax.vjp(attend, q, k, v)[1](cotangent)
 
     analysis = jax.jit(both).lower(*arrays).compile().memory_analysis()
     assert analysis is not None
@@ -197,7 +192,7 @@ def test_kernels_equal_float64(batch, length, keys, features, values):
 
 @pytest.mark.parametrize("lanes", [4, 8])
 def test_kernels_of_other_processors_vectors_equal_float64(lanes, monkeypatch):
-    for module in (llvm, cpu_attention):
+    for module in (emitter, llvm, cpu_attention):
         monkeypatch.setattr(module, "lanes", lambda: lanes)
     _assert_by_hand([_normal(i, 2, *shape) for i, shape in enumerate([(37, 4), (29, 4), (29, 6), (37, 6)])])
 
@@ -242,13 +237,13 @@ def test_kernels_give_the_same_bits_on_one_core(tmp_path):
         if sys.argv[2] == "one":
             os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         import jax, numpy as np
-        from colorjax.softmax_attention import dot_product_attention
+        from colorjax.ops.softmax_attention import dot_product_attention
         arrays = [jax.random.normal(jax.random.key(i), (2, 700, n)) for i, n in enumerate((4, 4, 16, 16))]
         out, pull = jax.vjp(jax.jit(dot_product_attention), *arrays[:3])
         np.savez(sys.argv[1], out, *pull(arrays[3]))
         """
     )
-    # The second process finds the first one's program on disk, and makes the kernels that it calls.
+    # The second process finds the first one's program on disk, and compiles the kernels that it calls.
     for cores in ("all", "one"):
         command = [sys.executable, "-c", program, str(tmp_path / f"{cores}.npz"), cores]
         done = subprocess.run(command, env=_env(tmp_path / "cache"), capture_output=True, text=True, check=False)
@@ -289,7 +284,7 @@ def test_kernels_may_be_called_from_several_threads():
             np.testing.assert_array_equal(a, b)
 
 
-def test_only_one_cpu_takes_the_kernels(monkeypatch):
+def test_only_cpus_take_the_kernels():
     arrays = _qkv()
     attend = jax.jit(lambda *x: jax.vjp(dot_product_attention, *x[:3])[1](x[3]))
     traced = attend.trace(*arrays)
@@ -303,6 +298,7 @@ def test_only_one_cpu_takes_the_kernels(monkeypatch):
 
     q, k, v, _ = arrays
     assert counted(q, k, v) == 1
-    assert counted(q, k, jnp.zeros((2, 29, 33))) == 0  # more sums than a processor has registers
-    monkeypatch.setattr(jax, "device_count", lambda: 2)
-    assert counted(q[:1], k[:1], v[:1]) == 0
+    wide = jnp.zeros((2, 29, 33))  # more sums than a processor has registers
+    assert counted(q, k, wide) == 0
+    with pytest.raises(ValueError, match=r'implementation="llvm" does not take \(2, 37, 4\), \(2, 29, 33\)'):
+        dot_product_attention(q, k, wide, implementation="llvm")

@@ -1,8 +1,8 @@
-"""softmax(q kᵀ) v and its gradients as kernels for CPUs, which keep scores in registers and never write one.
+"""softmax(q kᵀ) v and its gradients as kernels for CPUs, which never write a score to memory.
 
-As in flash attention (Dao et al. 2022; Dao 2023) a score is made, used and forgotten. A vector has one key against
-neighboring queries forward, and one query against neighboring keys backward, so that what a pass sums up stays in
-registers, or, of the queries' gradient, in the first cache.
+As in flash attention (Dao et al. 2022; Dao 2023) a score is computed, used and dropped. A vector holds the scores of
+one key and neighboring queries in the forward pass, and of one query and neighboring keys in the backward pass. So the
+sums stay in registers; only the queries' gradient is summed up in the first cache.
 """
 
 import functools
@@ -11,16 +11,26 @@ import math
 import jax
 import jax.numpy as jnp
 
-from colorjax.ops.cpu.llvm import INT, Emitter, Integer, Value, call, lanes
+from colorjax.ops.cpu.emitter import Emitter, Integer, Value, lanes
+from colorjax.ops.cpu.llvm import call
+
+FEATURES = 32
+"""The most features of queries, keys and values that the kernels take: their sums have to stay in registers. With 64
+features of the values XLA's blockwise form is faster."""
 
 _CHUNK = 256
-"""How many queries an item of the forward pass has: a multiple of every processor's vector."""
+"""Queries in an item of the forward pass: a multiple of every processor's vector length."""
 _CHUNKS = 8
-"""In how many parts, at most, an image's keys are divided backward: each part has a gradient of all queries."""
+"""The most items that an image's keys are divided into in the backward pass. Each has a gradient for all queries."""
 _SCRATCH = 8192
-"""How many float32 of the queries' gradient are summed up at a time backward: 32 kB, to stay in the first cache."""
+"""How many float32 of the queries' gradient are summed up at a time: 32 kB, to stay in the first cache."""
 _RISE = 8
-"""How far, as a power of 2, a score may be above what the others are compared with: no sum of 2^8s overflows."""
+"""How far a score, as a power of 2, may exceed the one that the others are compared with: no sum of 2^8s overflows."""
+
+
+def supports(q: jax.Array, v: jax.Array) -> bool:
+    """Whether the kernels take so many features."""
+    return max(q.shape[2], v.shape[2]) <= FEATURES
 
 
 def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -32,17 +42,18 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[
         v: floating [B, M, E].
 
     Returns:
-        [B, N, E] of v's dtype; and what `backward` makes the weights of again, `top` and `total`, float32 [B, N]: a
-        key's weight is 2^(score · log₂ e - top) / total.
+        [B, N, E] of v's dtype; and `top` and `total`, float32 [B, N], from which `backward` computes the weights again:
+        a key's weight is 2^(score · log₂ e - top) / total.
     """
     (batch, length, features), (keys, values) = q.shape, v.shape[1:]
     queries = _columns(q.astype(jnp.float32) * math.log2(math.e))
     padded = queries.shape[2]
-    emit = functools.partial(_forward, length=padded, keys=keys, features=features, values=values)
+    chunks = -(-padded // _CHUNK)
     out, top, total = call(
-        "attention_forward",
-        emit,
-        items=batch * -(-padded // _CHUNK),
+        f"attention_forward_{features}_{values}",
+        functools.partial(_forward, features, values),
+        items=batch * chunks,
+        sizes=[padded, keys, chunks],
         operands=[queries, k.astype(jnp.float32), v.astype(jnp.float32)],
         results=[(batch, values, padded), (batch, padded), (batch, padded)],
     )
@@ -57,31 +68,28 @@ def backward(
     delta: jax.Array,
     d_out: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients of `forward`.
+    """The gradients of `forward` with respect to q, k and v, of their shapes and dtypes.
 
     Args:
-        q, k, v: as there.
-        scale: `top` and `total`, as there.
+        q, k, v: the arguments of `forward`.
+        scale: its `top` and `total`.
         delta: float32 [B, N], Σ_e out · d_out.
         d_out: floating [B, N, E].
-
-    Returns:
-        Those of q, k and v, of their shapes and dtypes.
     """
     (batch, length, features), (keys, values) = q.shape, v.shape[1:]
     columns = _columns(k), _columns(v)
     padded = columns[0].shape[2]
     chunk = _round_up(-(-padded // _CHUNKS))
     chunks = -(-padded // chunk)
-    sizes = {"length": length, "keys": padded, "features": features, "values": values}
     log2e = math.log2(math.e)
     top, total = scale
-    # All is linear in d_out, so that the weights' divisor may as well be its.
+    # The result is linear in d_out, so dividing d_out replaces dividing the weights.
     d_out = d_out.astype(jnp.float32) / total[..., None]
     d_q, d_k, d_v = call(
-        "attention_backward",
-        functools.partial(_backward, chunk=chunk, **sizes),
+        f"attention_backward_{features}_{values}",
+        functools.partial(_backward, features, values),
         items=batch * chunks,
+        sizes=[length, padded, chunk, chunks],
         operands=[*columns, q.astype(jnp.float32) * log2e, d_out, top, delta / total],
         results=[(batch, chunks, length, features), (batch, features, padded), (batch, values, padded)],
     )
@@ -94,34 +102,38 @@ def _round_up(length: int) -> int:
 
 
 def _columns(x: jax.Array) -> jax.Array:
-    """[B, N, C] -> float32 [B, C, N rounded up to vectors], zeros behind the last."""
+    """[B, N, C] -> float32 [B, C, N rounded up to whole vectors], filled up with zeros."""
     x = x.astype(jnp.float32).swapaxes(1, 2)
     return jnp.pad(x, [(0, 0), (0, 0), (0, _round_up(x.shape[2]) - x.shape[2])])
 
 
 def _forward(
+    features: int,
+    values: int,
     emitter: Emitter,
     item: Value,
+    length: Value,
+    keys: Value,
+    chunks: Value,
     queries: Value,
     k: Value,
     v: Value,
     out: Value,
     top_out: Value,
     total_out: Value,
-    *,
-    length: int,
-    keys: int,
-    features: int,
-    values: int,
 ) -> None:
-    """The queries of one chunk of one image. They are [B, D, N], times log₂ e, as the scores are of powers of two."""
+    """The queries of one chunk of one image. They are [B, D, N], times log₂ e, since the scores are powers of 2."""
     builder = emitter.builder
-    chunks = -(-length // _CHUNK)
-    image, chunk = builder.udiv(item, INT(chunks)), builder.urem(item, INT(chunks))
-    queries = emitter.address(queries, emitter.index((image, features * length)))
-    k = emitter.address(k, emitter.index((image, keys * features)))
-    v = emitter.address(v, emitter.index((image, keys * values)))
-    out = emitter.address(out, emitter.index((image, values * length)))
+    image, chunk = builder.udiv(item, chunks), builder.urem(item, chunks)
+    queries, k, v, out = (
+        emitter.address(x, emitter.index((builder.mul(image, count), size)))
+        for x, count, size in (
+            (queries, length, features),
+            (k, keys, features),
+            (v, keys, values),
+            (out, length, values),
+        )
+    )
     top_out, total_out = (emitter.address(x, emitter.index((image, length))) for x in (top_out, total_out))
     zero = emitter.constant(0)
     first = emitter.index((chunk, _CHUNK))
@@ -130,7 +142,7 @@ def _forward(
 
         def score(m: Integer, start: Value) -> Value:
             for d in range(features):
-                start = emitter.multiply_add(q[d], emitter.spread(k, emitter.index((m, features), (d, 1))), start)
+                start = emitter.multiply_add(q[d], emitter.broadcast(k, emitter.index((m, features), (d, 1))), start)
             return start
 
         # The exponents are of scores less `top`, which only needs to be near the largest. It is seldom raised.
@@ -148,7 +160,7 @@ def _forward(
             p = emitter.exp2(exponent.value)
             total.value = builder.fadd(total.value, p)
             for e, x in enumerate(sums):
-                x.value = emitter.multiply_add(p, emitter.spread(v, emitter.index((m, values), (e, 1))), x.value)
+                x.value = emitter.multiply_add(p, emitter.broadcast(v, emitter.index((m, values), (e, 1))), x.value)
         for e, x in enumerate(sums):
             emitter.store(builder.fdiv(x.value, total.value), out, emitter.index((n, 1), (e, length)))
         emitter.store(top.value, top_out, n)
@@ -156,8 +168,14 @@ def _forward(
 
 
 def _backward(
+    features: int,
+    values: int,
     emitter: Emitter,
     item: Value,
+    length: Value,
+    keys: Value,
+    chunk: Value,
+    chunks: Value,
     k: Value,
     v: Value,
     q: Value,
@@ -167,26 +185,22 @@ def _backward(
     d_q: Value,
     d_k: Value,
     d_v: Value,
-    *,
-    length: int,
-    keys: int,
-    features: int,
-    values: int,
-    chunk: int,
 ) -> None:
     """The keys of one chunk of one image. k, v and their gradients are [B, D, M] and [B, E, M], q is times log₂ e.
 
-    Keys behind the last are zeros and have no share in d_q.
+    The zeros that fill up the keys have no share in d_q.
     """
     builder = emitter.builder
-    chunks = -(-keys // chunk)
-    image, first = builder.udiv(item, INT(chunks)), builder.urem(item, INT(chunks))
-    k, d_k = (emitter.address(x, emitter.index((image, features * keys))) for x in (k, d_k))
-    v, d_v = (emitter.address(x, emitter.index((image, values * keys))) for x in (v, d_v))
-    q = emitter.address(q, emitter.index((image, length * features)))
-    d_out = emitter.address(d_out, emitter.index((image, length * values)))
-    top, delta = (emitter.address(x, emitter.index((image, length))) for x in (top, delta))
-    d_q = emitter.address(d_q, emitter.index((item, length * features)))
+    image, first = builder.udiv(item, chunks), builder.urem(item, chunks)
+
+    def of_image(x: Value, count: Value, size: int, number: Value = image) -> Value:
+        return emitter.address(x, emitter.index((builder.mul(number, count), size)))
+
+    k, d_k = (of_image(x, keys, features) for x in (k, d_k))
+    v, d_v = (of_image(x, keys, values) for x in (v, d_v))
+    q, d_out = of_image(q, length, features), of_image(d_out, length, values)
+    top, delta = (of_image(x, length, 1) for x in (top, delta))
+    d_q = of_image(d_q, length, features, number=item)
     start = emitter.index((first, chunk))
     stop = emitter.minimum(emitter.index((start, 1), (chunk, 1)), keys)
     zero = emitter.constant(0)
@@ -208,15 +222,15 @@ def _backward(
             d_key = [emitter.variable(emitter.load(d_k, emitter.index((m, 1), (d, keys)))) for d in range(features)]
             d_value = [emitter.variable(emitter.load(d_v, emitter.index((m, 1), (e, keys)))) for e in range(values)]
             with emitter.loop(head, tail) as n:
-                query = [emitter.spread(q, emitter.index((n, features), (d, 1))) for d in range(features)]
-                exponent = builder.fneg(emitter.spread(top, n))
-                d_p = builder.fneg(emitter.spread(delta, n))
+                query = [emitter.broadcast(q, emitter.index((n, features), (d, 1))) for d in range(features)]
+                exponent = builder.fneg(emitter.broadcast(top, n))
+                d_p = builder.fneg(emitter.broadcast(delta, n))
                 for d in range(features):
                     exponent = emitter.multiply_add(key[d], query[d], exponent)
                 # No real key is so far above `top`, but one behind the last may be anywhere, and infinity · 0 is NaN.
                 p = emitter.exp2(emitter.at_most(exponent, 2 * _RISE))
                 for e, x in enumerate(d_value):
-                    cotangent = emitter.spread(d_out, emitter.index((n, values), (e, 1)))
+                    cotangent = emitter.broadcast(d_out, emitter.index((n, values), (e, 1)))
                     d_p = emitter.multiply_add(emitter.load(v, emitter.index((m, 1), (e, keys))), cotangent, d_p)
                     x.value = emitter.multiply_add(p, cotangent, x.value)
                 # dS = P ∘ (dP − Σ_m P dP), and Σ_m P dP is delta.
