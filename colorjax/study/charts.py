@@ -1,4 +1,4 @@
-"""Line charts as SVG, to stand inside an HTML page: text and axes take the page's color."""
+"""Line charts as SVG for an HTML page, whose text color they use."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from html import escape
 
 _WIDTH, _HEIGHT = 300, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 22, 30
-_POINTS = 200  # a line at most
+_POINTS = 200  # in a line, at most
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,9 @@ class Line:
     """One curve.
 
     Attributes:
-        x, y: of equal length; points that are not finite are left out.
-        css: class of the curve, by which the page colors it.
-        label: what a pointer that rests on it is told.
+        x, y: coordinates, of equal length; points that are not finite are left out.
+        css: CSS class of the curve, which sets its color.
+        label: text that the browser shows when the pointer rests on the curve.
     """
 
     x: Sequence[float]
@@ -27,19 +27,19 @@ class Line:
 
 
 def chart(lines: Sequence[Line], *, title: str, x_label: str) -> str:
-    """Curves over common axes, as an `<svg>`; "" where there is no point.
+    """Draws curves over common axes, as an `<svg>`; "" if there is no point.
 
-    The y axis is logarithmic where the values are positive and span more than a factor of ten. A long curve is drawn as
-    the means of its pieces.
+    The y axis is logarithmic if the values are positive and span more than a factor of ten. A long curve is averaged in
+    pieces.
     """
     curves = [(line, _thinned(line)) for line in lines]
     points = [point for _, curve in curves for point in curve]
     if not points:
         return ""
-    x_low, x_high = _span([x for x, _ in points])
+    x_low, x_high = _limits([x for x, _ in points])
     ys = [y for _, y in points]
     logarithmic = min(ys) > 0 and max(ys) > 10 * min(ys)
-    y_low, y_high = _span([math.log10(y) for y in ys] if logarithmic else ys)
+    y_low, y_high = _limits([math.log10(y) for y in ys] if logarithmic else ys)
 
     def place(x: float, y: float) -> tuple[float, float]:
         y = math.log10(y) if logarithmic else y
@@ -65,8 +65,8 @@ def chart(lines: Sequence[Line], *, title: str, x_label: str) -> str:
         drawn = f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in placed)}"/>'
         if len(placed) <= 12:
             drawn += "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2"/>' for x, y in placed)
-        hint = f"<title>{escape(line.label)}</title>" if line.label else ""
-        parts.append(f'<g class="curve {escape(line.css)}">{hint}{drawn}</g>')
+        tooltip = f"<title>{escape(line.label)}</title>" if line.label else ""
+        parts.append(f'<g class="curve {escape(line.css)}">{tooltip}{drawn}</g>')
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
@@ -80,14 +80,14 @@ def _thinned(line: Line) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in piece) / len(piece), sum(y for _, y in piece) / len(piece)) for piece in pieces]
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
+def _limits(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = 0.04 * (high - low) or abs(high) * 0.1 or 1.0
     return low - margin, high + margin
 
 
 def _ticks(low: float, high: float, *, most: int = 5) -> list[float]:
-    """Round numbers between the two, `most` at most and two at least."""
+    """Two to `most` round numbers between low and high."""
     rough = (high - low) / most
     power = 10 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
@@ -95,7 +95,7 @@ def _ticks(low: float, high: float, *, most: int = 5) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """As _ticks, of a logarithmic axis: low and high are exponents."""
+    """Like _ticks, for a logarithmic axis: low and high are exponents of ten."""
     exponents = range(math.floor(low), math.ceil(high) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5)):
         ticks = [d * 10.0**e for e in exponents for d in digits if low <= math.log10(d * 10.0**e) <= high]

@@ -1,4 +1,4 @@
-"""What the rows of a study came to: means over photos, their spread over seeds, and differences to `full`."""
+"""Compares the rows of a study: means over photos, standard deviations over seeds, and differences to `full`."""
 
 import csv
 import math
@@ -9,44 +9,44 @@ from pathlib import Path
 import numpy as np
 
 from colorjax.evaluation import bootstrap
-from colorjax.evaluation.evaluate import PER_PHOTO
+from colorjax.evaluation.summary import PER_PHOTO
 from colorjax.study.plan import Run
 
 BASELINE = "full"
 METRICS = tuple(name for name in PER_PHOTO if name != "true_colorfulness")
 
 Photos = dict[int, np.ndarray]
-"""Seed -> float64 [N, M]: METRICS of every photo, NaN where it has no such value."""
+"""Seed -> float64 [N, M]: METRICS of every photo, NaN where a metric is undefined."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One row.
+    """One row's results.
 
     Attributes:
-        row: its name.
-        status: seed -> how far the run is (study.Run.status).
-        mean: metric -> the mean over photos and seeds.
-        spread: metric -> the standard deviation of the seeds' means; none of a single seed.
-        difference: metric -> mean, low and high end of the 95 % interval of row − baseline.
-        paired: the seeds that the differences are of.
-        same_training: whether its runs are the baseline's, decoded otherwise, so that seeds make no difference.
+        row: the row's name.
+        status: seed -> Run.status.
+        mean: metric -> mean over photos and seeds.
+        deviation: metric -> standard deviation of the seeds' means; empty with a single seed.
+        difference: metric -> row − baseline: mean, and low and high end of its 95 % interval.
+        paired: the seeds that the differences cover.
+        same_training: whether the row only decodes the baseline's trainings differently, so that seeds play no role.
     """
 
     row: str
     status: dict[int, str]
     mean: dict[str, float] = field(default_factory=dict)
-    spread: dict[str, float] = field(default_factory=dict)
+    deviation: dict[str, float] = field(default_factory=dict)
     difference: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     paired: tuple[int, ...] = ()
     same_training: bool = False
 
 
 def summarize(runs: Sequence[Run]) -> list[Summary]:
-    """The joint runs by row, in their order.
+    """Summarizes the joint runs by row, in their order.
 
     Raises:
-        ValueError: if two runs were evaluated on different photos, or a file is damaged: names it.
+        ValueError: two runs were evaluated on different photos, or a file is damaged.
     """
     joint = [run for run in runs if run.stage == "joint"]
     rows = list(dict.fromkeys(run.row for run in joint))
@@ -55,41 +55,43 @@ def summarize(runs: Sequence[Run]) -> list[Summary]:
     index: np.ndarray | None = None
     for run in done:
         path = run.evaluation / "per_photo.csv"
-        there, values = _read(path)
-        if index is not None and not np.array_equal(there, index):
+        positions, values = _read(path)
+        if index is not None and not np.array_equal(positions, index):
             raise ValueError(
-                f"{path} has other photos than {done[0].evaluation / 'per_photo.csv'}, so the rows cannot be compared; "
-                "evaluate both anew: python -m colorjax evaluate --workdir=…"
+                f"{path} has other photos than {done[0].evaluation / 'per_photo.csv'}: "
+                "evaluate both again with `colorjax evaluate --workdir=…`"
             )
-        index = there
+        index = positions
         photos[run.row][run.seed] = values
     stride = {run.row: run.config.model.output_stride for run in joint}
     full = {run.seed: run for run in done if run.row == BASELINE}
     summaries = []
     for row in rows:
         mine, baseline = photos[row], photos.get(BASELINE, {})
-        # At another output size the cross-entropies are of other targets.
-        differing = stride[row] != stride.get(BASELINE)
+        # With another output size the cross-entropies have other targets.
+        other_size = stride[row] != stride.get(BASELINE)
         summaries.append(
             Summary(
                 row,
                 {run.seed: run.status() for run in joint if run.row == row},
                 **_over_seeds(mine),
-                **_difference(mine, {} if row == BASELINE else baseline, without_entropies=differing),
-                same_training=all(run.decodes(full[run.seed]) for run in done if run.row == row and run.seed in full),
+                **_difference(mine, {} if row == BASELINE else baseline, without_entropies=other_size),
+                same_training=all(
+                    run.trains_like(full[run.seed]) for run in done if run.row == row and run.seed in full
+                ),
             )
         )
     return summaries
 
 
-def seed_spread(summaries: Sequence[Summary]) -> dict[str, float]:
-    """Metric -> the standard deviation that another seed alone makes, pooled over the rows with several seeds."""
+def seed_deviation(summaries: Sequence[Summary]) -> dict[str, float]:
+    """Metric -> the standard deviation between seeds, pooled over the rows with several seeds."""
     pooled = {}
     for name in METRICS:
         squares = [
-            (sum(status == "done" for status in summary.status.values()) - 1, summary.spread[name] ** 2)
+            (sum(status == "done" for status in summary.status.values()) - 1, summary.deviation[name] ** 2)
             for summary in summaries
-            if name in summary.spread
+            if name in summary.deviation
         ]
         if squares:
             pooled[name] = math.sqrt(sum(n * square for n, square in squares) / sum(n for n, _ in squares))
@@ -97,17 +99,16 @@ def seed_spread(summaries: Sequence[Summary]) -> dict[str, float]:
 
 
 def paired_difference(row: Photos, baseline: Photos) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean of row − baseline over the seeds that both have and over photos, and its 95 % bootstrap interval.
+    """The mean of row − baseline over common seeds and over photos, with its 95 % bootstrap interval.
 
-    A seed's run is paired with the baseline's of the same seed, a photo with itself. Each resample draws photos with
-    replacement, the same for all seeds, and, where there are several seeds, seeds with replacement as well; the
-    interval is between the percentiles of its means.
+    Runs of the same seed are paired, and photos with themselves. Each resample draws photos with replacement, the same
+    for all seeds; with several seeds it draws seeds with replacement too.
 
     Args:
         row, baseline: seed -> [N, M], with a seed in common.
 
     Returns:
-        Mean, low and high, float64 [M] each; NaN where either has no values.
+        Mean, low and high, float64 [M] each; NaN where either has no value.
     """
     seeds = sorted(row.keys() & baseline.keys())
     differences = np.stack([row[seed] - baseline[seed] for seed in seeds], axis=1)  # [N, S, M]
@@ -123,10 +124,10 @@ def _over_seeds(photos: Photos) -> dict[str, dict[str, float]]:
         return {}
     means = np.stack([_mean(values) for values in photos.values()])
     over = dict(zip(METRICS, means.mean(axis=0).tolist(), strict=True))
-    spread = means.std(axis=0, ddof=1).tolist() if len(means) > 1 else []
+    deviation = means.std(axis=0, ddof=1).tolist() if len(means) > 1 else []
     return {
         "mean": {name: value for name, value in over.items() if np.isfinite(value)},
-        "spread": {name: value for name, value in zip(METRICS, spread, strict=False) if np.isfinite(value)},
+        "deviation": {name: value for name, value in zip(METRICS, deviation, strict=False) if np.isfinite(value)},
     }
 
 
@@ -147,25 +148,25 @@ def _difference(mine: Photos, baseline: Photos, *, without_entropies: bool) -> d
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Over the first axis, of what is not NaN; NaN where all is."""
-    there = np.isfinite(values)
+    """The mean over the first axis without NaN; NaN where all values are."""
+    finite = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return np.where(there, values, 0).sum(axis=0) / there.sum(axis=0)
+        return np.where(finite, values, 0).sum(axis=0) / finite.sum(axis=0)
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The photos' places in the split [N] and METRICS [N, M] of a per_photo.csv."""
+    """The photos' positions in the split [N] and their METRICS [N, M] in a per_photo.csv."""
     with path.open(newline="") as f:
         lines = list(csv.DictReader(f))
     try:
         index = np.array([int(line["index"]) for line in lines])
-        # A metric that the file lacks, or an empty cell, is no value.
+        # A metric that the file lacks, or an empty cell, is undefined.
         values = np.array([[float(line.get(name) or "nan") for name in METRICS] for line in lines], np.float64)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is no per_photo.csv ({type(error).__name__}: {error}); "
-            f"make it anew: python -m colorjax evaluate --workdir={path.parents[2]}"
+            f"{path} is damaged ({type(error).__name__}: {error}): "
+            f"write it again with `colorjax evaluate --workdir={path.parents[2]}`"
         ) from error
     if not lines:
-        raise ValueError(f"{path} has no photo; make it anew: python -m colorjax evaluate --workdir={path.parents[2]}")
+        raise ValueError(f"{path} has no photo: write it again with `colorjax evaluate --workdir={path.parents[2]}`")
     return index, values

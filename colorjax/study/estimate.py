@@ -1,4 +1,4 @@
-"""How long a study takes: from the speed of its own runs, else from a few real steps."""
+"""Estimates how long a study takes, from the speed of its own runs or from a few timed steps."""
 
 import json
 import logging
@@ -25,15 +25,15 @@ from colorjax.training.step import color_reference, make_train_step
 _log = logging.getLogger(__name__)
 
 _TIMED_STEPS = 3
-_RECORDS = 20  # of the speed, the newest
+_RECORDS = 20  # newest records of the speed that count
 
 
 def plan_table(runs: Sequence[Run], seconds: dict[Path, float]) -> str:
-    """What is to be done, as Markdown, and its sum.
+    """The remaining work as a Markdown table, with its sum.
 
     Args:
-        runs: all of the study.
-        seconds: workdir -> seconds a step, of the runs for which it is known.
+        runs: all runs of the study.
+        seconds: workdir -> seconds a step, where known (see `seconds_per_step`).
     """
     lines, photos, left, unknown = [], 0, 0.0, 0
     planned = {run.workdir for run in runs}
@@ -55,26 +55,26 @@ def plan_table(runs: Sequence[Run], seconds: dict[Path, float]) -> str:
                 duration(todo * each) if each and todo else "–",
             ]
         )
-    table = markdown_table(["run", "is", "steps left", "photos left", "s a step", "time left"], lines)
-    end = f"In all {photos:,} photos, some {duration(left)} of training steps one after the other"
+    table = markdown_table(["run", "status", "steps left", "photos left", "seconds a step", "time left"], lines)
+    total = f"In all {photos:,} photos, about {duration(left)} of training steps"
     if unknown:
-        end += f", and the {unknown} runs whose speed is not known"
-    return f"{table}\n{end}; compiling, validation, evaluation and counting the prior are not in it."
+        total += f", and {unknown} runs whose speed is unknown"
+    return f"{table}\n{total}. Compiling, validation, evaluation and counting the prior come on top."
 
 
 def seconds_per_step(runs: Iterable[Run], *, measured_in: Iterable[Run], time_them: bool) -> dict[Path, float]:
-    """The seconds of a training step of each run that has steps left.
+    """The seconds a training step takes, for each run that has steps left.
 
-    As the run has recorded them, else another run with the same program, else as timed here, which compiles each
-    program once and says so.
+    Taken from the run's own records, else from a run with the same program, else timed here, after compiling each
+    program once.
 
     Args:
-        runs: what is to be done.
-        measured_in: all runs that may have recorded something.
-        time_them: whether to time what nobody has recorded.
+        runs: the runs to estimate.
+        measured_in: all runs that may have records.
+        time_them: whether to time programs without records.
 
     Returns:
-        Workdir -> seconds; without the runs whose speed is not known.
+        Workdir -> seconds, where known.
     """
     of_program: dict[str, float] = {}
     of_run: dict[Path, float] = {}
@@ -86,10 +86,10 @@ def seconds_per_step(runs: Iterable[Run], *, measured_in: Iterable[Run], time_th
             continue
         program = _program(run)
         if program not in of_program and time_them:
-            _log.info("timing %d steps of %s, after one that compiles", _TIMED_STEPS, run.name)
+            _log.info("timing %d steps of %s", _TIMED_STEPS, run.name)
             try:
                 of_program[program] = _timed(run)
-            except Exception as error:  # the run itself will say it again, and the others are worth a plan
+            except Exception as error:  # the run will report it, and the plan of the others is still useful
                 _log.warning("%s cannot be timed: %s: %s", run.name, type(error).__name__, error)
             finally:
                 jax.clear_caches()
@@ -114,7 +114,7 @@ def _recorded(run: Run) -> float | None:
 
 
 def _program(run: Run) -> str:
-    """What the time of a step depends on."""
+    """Everything that the time of a step depends on."""
     config, own = run.config, run.config[run.stage]
     return json.dumps(
         [
@@ -140,7 +140,7 @@ def _timed(run: Run) -> float:
     optimizer = make_optimizer(config, stage)
     reference = None
     if stage == "joint":
-        # The time depends on no value; with the true ones the compiled program may be the run's own.
+        # The time does not depend on the prior's values, but with the true ones the run can reuse the compiled program.
         uniform = np.full(color.NUM_BINS, 1 / color.NUM_BINS)
         counted = Path(config.data.prior).exists()
         reference = color_reference(load_prior(config, run.workdir).p if counted else uniform, config)

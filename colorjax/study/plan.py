@@ -1,7 +1,7 @@
-"""A study: the runs that it is made of, what they share, and how far each is.
+"""Plans a study: its runs, what they share, and the status of each.
 
 DIR/<row>/seed<k>             a row's joint stage
-DIR/pretrain/<row>/seed<k>    a pretraining, under the first row that has it
+DIR/pretrain/<row>/seed<k>    a pretraining, named after the first row that uses it
 DIR/prior/<row>.npz           a prior, likewise
 """
 
@@ -49,13 +49,13 @@ class Run:
     """One training: a row's joint stage, or a pretraining.
 
     Attributes:
-        row: its name; of a pretraining the first row that has it.
-        seed: of everything random in it.
+        row: the row's name; for a pretraining, the first row that uses it.
+        seed: the configuration's seed.
         stage: "pretrain" or "joint".
-        config: what it is trained with.
-        workdir: where.
-        pretraining: what a joint stage starts from; None if from scratch.
-        same_training: a row of the same training, which differs in the decoding alone; None if that is its own.
+        config: the configuration to train with.
+        workdir: the training's workdir.
+        pretraining: the run that a joint stage starts from; None for a start from scratch.
+        same_training: the run of an earlier row that differs only in decoding; None if there is none.
     """
 
     row: str
@@ -68,51 +68,53 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its workdir within the study's."""
+        """The workdir, relative to the study's folder."""
         return f"{'pretrain/' if self.stage == 'pretrain' else ''}{self.row}/seed{self.seed}"
 
     @property
     def steps(self) -> int:
-        """How many it has."""
+        """Number of training steps."""
         return self.config[self.stage].steps
 
     @property
     def batch_size(self) -> int:
-        """Photos a step."""
+        """Photos in a step."""
         return self.config[self.stage].batch_size
 
     @property
     def evaluation(self) -> Path:
-        """Where its evaluation is."""
+        """The folder of the evaluation."""
         return evaluation_dir(self.workdir, _SPLIT)
 
-    def decodes(self, other: "Run") -> bool:
-        """Whether it is the training of the other run, and at most decoded otherwise."""
-        return _chosen(self.config, _shapes_training) == _chosen(other.config, _shapes_training)
+    def trains_like(self, other: "Run") -> bool:
+        """Whether the two runs differ at most in decoding."""
+        return _selected(self.config, _affects_training) == _selected(other.config, _affects_training)
 
     def step(self) -> int:
-        """The step of its newest checkpoint."""
+        """The step of the newest checkpoint; 0 if there is none."""
         return latest_step(self.workdir, self.stage) or 0
 
     def trained(self) -> bool:
-        """Whether its last step is saved."""
+        """Whether the last step is saved."""
         return self.step() >= self.steps
 
-    def evaluated(self) -> bool:
-        """Whether its last step is evaluated, photo by photo."""
+    def evaluated(self, *, judges: Sequence[str] = ()) -> bool:
+        """Whether the last step is evaluated, photo by photo, with all of these judges (see evaluate)."""
         record = self.evaluation / "metrics.json"
         if not self.trained() or not record.exists() or not (self.evaluation / "per_photo.csv").exists():
             return False
         found = json.loads(record.read_text())
+        if self.stage == "joint" and not set(judges) <= found.get("judges", {}).keys():
+            return False
         return (found["stage"], found["step"]) == (self.stage, self.step())
 
     def failure(self) -> str:
-        """Why the last attempt failed; "" if it did not."""
+        """Why the last attempt failed; "" if it did not fail."""
         path = self.workdir / _FAILURE
         return path.read_text().strip() if path.exists() else ""
 
     def note_failure(self, reason: str) -> None:
-        """Keeps the reason for the report; "" removes it."""
+        """Stores the reason of a failure for the report; "" removes it."""
         path = self.workdir / _FAILURE
         if reason:
             self.workdir.mkdir(parents=True, exist_ok=True)
@@ -121,7 +123,7 @@ class Run:
             path.unlink(missing_ok=True)
 
     def status(self) -> str:
-        """In a word or two: done, failed and why, trained, at which step, or pending."""
+        """done, failed with the reason, trained, the current step, or pending."""
         if self.evaluated():
             return "done"
         if reason := self.failure():
@@ -132,10 +134,13 @@ class Run:
 
 
 def rows_named(names: str) -> list[str]:
-    """The rows that `--rows` asks for: "all", "cures", or names with commas between; `full` first, as the baseline.
+    """The rows in --rows: "all", "cures", or names separated by commas.
+
+    Returns:
+        Names of rows in their usual order, in which the baseline `full` is first.
 
     Raises:
-        ValueError: for an unknown name, or none.
+        ValueError: a name is unknown, or there is none.
     """
     groups = {"all": ablation_rows.ROWS, "cures": {"full": {}} | ablation_rows.CURES}
     known = [*ablation_rows.ROWS, *ablation_rows.CURES]
@@ -148,35 +153,35 @@ def rows_named(names: str) -> list[str]:
 
 
 def plan_runs(base: Config, *, rows: Sequence[str], seeds: Iterable[int], directory: Path) -> list[Run]:
-    """The runs of a study in the order in which they are to be done: a whole seed first, then the next.
+    """Lists the runs of a study in the order in which to train them: all rows of one seed, then of the next.
 
     Args:
-        base: the configuration that the rows change; a row's own fields win over the same fields of the base.
-        rows: names of configs/ablations.py.
-        seeds: of the runs; every row is trained with each.
-        directory: the study's.
+        base: the configuration that the rows change.
+        rows: names of rows (see rows.py).
+        seeds: every row is trained with each seed.
+        directory: the study's folder.
 
     Raises:
-        ValueError: a field is out of its range or the study's to set, a row has nothing to train, or the directory has
-            runs of another configuration.
+        ValueError: a field is out of its range or is set by the study itself, a row has nothing to train, or the folder
+            has runs of another configuration.
     """
     if base.joint.init_from:
         raise ValueError(
-            f"joint.init_from is {base.joint.init_from!r}, which the study sets itself; for a pretraining from "
-            f"elsewhere copy its workdir to {directory}/pretrain/full/seed0"
+            f"joint.init_from is {base.joint.init_from!r}, which the study sets itself; to use an existing "
+            f"pretraining, copy its workdir to {directory}/pretrain/full/seed0"
         )
     configs = {row: ablation_rows.apply(base, row) for row in (*ablation_rows.ROWS, *ablation_rows.CURES)}
     for row in rows:
         validate(configs[row])
-    made: dict[Path, Run] = {}
+    runs: dict[Path, Run] = {}
     for seed in seeds:
         for row in rows:
             run = _joint(row, seed, configs, base, directory)
             for each in (run.pretraining, run):
-                if each and each.workdir not in made:
-                    differences(each.config, each.workdir)  # refuses what binds; a plan writes nothing
-                    made[each.workdir] = each
-    return list(made.values())
+                if each and each.workdir not in runs:
+                    differences(each.config, each.workdir)  # raises if the workdir belongs to another configuration
+                    runs[each.workdir] = each
+    return list(runs.values())
 
 
 def _joint(row: str, seed: int, configs: dict[str, Config], base: Config, directory: Path) -> Run:
@@ -189,57 +194,57 @@ def _joint(row: str, seed: int, configs: dict[str, Config], base: Config, direct
         if pretraining:
             config.joint.init_from = str(pretraining.workdir)
         if not base.data.prior:
-            # Counted with fixed targets (training.count_prior), so that it depends on the photographs alone.
+            # The prior depends on the photos alone (run.prior.count_prior), so rows of equal data share it.
             same = _first_alike(row, configs, lambda field: field.startswith("data."))
             config.data.prior = str(directory / "prior" / f"{same}.npz")
         return Run(row, seed, "joint", config.lock(), directory / row / f"seed{seed}", pretraining)
 
     run = make(row)
-    same = _first_alike(row, configs, _shapes_training)
+    same = _first_alike(row, configs, _affects_training)
     if same == row:
         return run
     return Run(**{**vars(run), "same_training": make(same)})
 
 
 def _pretraining(row: str, seed: int, configs: dict[str, Config], directory: Path) -> Run:
-    row = _first_alike(row, configs, _shapes_pretraining)
+    row = _first_alike(row, configs, _affects_pretraining)
     config = configs[row].copy_and_resolve_references().unlock()
     config.seed, config.stage = seed, "pretrain"
     workdir = directory / "pretrain" / row / f"seed{seed}"
     if config_file(workdir).exists():
-        # It may have come from another study, whose joint stage was another.
-        there = load_config(workdir).unlock()
-        if _chosen(there, _shapes_pretraining) == _chosen(config, _shapes_pretraining):
-            config, config.stage = there, "pretrain"
+        # It may come from a study with another joint stage.
+        saved = load_config(workdir).unlock()
+        if _selected(saved, _affects_pretraining) == _selected(config, _affects_pretraining):
+            config, config.stage = saved, "pretrain"
     return Run(row, seed, "pretrain", config.lock(), workdir)
 
 
-def _shapes_pretraining(field: str) -> bool:
+def _affects_pretraining(field: str) -> bool:
     return not field.startswith(_NOT_PRETRAINING)
 
 
-def _shapes_training(field: str) -> bool:
+def _affects_training(field: str) -> bool:
     return not field.startswith("decode.")
 
 
-def _first_alike(row: str, configs: dict[str, Config], counts: Callable[[str], bool]) -> str:
-    """The first of all rows, whether they are asked for or not, whose fields are this row's as far as they count."""
-    wanted = _chosen(configs[row], counts)
-    return next(other for other, config in configs.items() if _chosen(config, counts) == wanted)
+def _first_alike(row: str, configs: dict[str, Config], select: Callable[[str], bool]) -> str:
+    """The first of all known rows whose selected fields are equal to this row's."""
+    wanted = _selected(configs[row], select)
+    return next(other for other, config in configs.items() if _selected(config, select) == wanted)
 
 
-def _chosen(config: Config, counts: Callable[[str], bool]) -> dict[str, Any]:
-    return {field: value for field, value in flatten(json.loads(config.to_json())).items() if counts(field)}
+def _selected(config: Config, select: Callable[[str], bool]) -> dict[str, Any]:
+    return {field: value for field, value in flatten(json.loads(config.to_json())).items() if select(field)}
 
 
-def take_over(run: Run) -> bool:
-    """Copies the joint stage of the row that has the same training, if that is finished: True if it did."""
+def copy_training(run: Run) -> bool:
+    """Copies the finished joint stage of `same_training`, if there is one; returns whether it did."""
     source = run.same_training
     if run.step() or not source or not source.trained():
         return False
     bind_config(run.config, run.workdir)
     shutil.copyfile(classes_file(source.workdir), classes_file(run.workdir))
-    # Whole or not at all, as this process may be killed.
+    # All of it or nothing, even if this process is killed.
     unfinished = run.workdir / "joint.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(source.workdir / "joint", unfinished)
@@ -249,8 +254,7 @@ def take_over(run: Run) -> bool:
 
 
 def find_runs(directory: Path, *, planned: Sequence[Run] = ()) -> list[Run]:
-    """The planned runs and all others that lie in a study's directory: pretrainings first, in the order of
-    configs/ablations.py."""
+    """The planned runs and all others in a study's folder: pretrainings first, then in the order of the rows."""
     known = [*ablation_rows.ROWS, *ablation_rows.CURES]
     runs = {run.workdir: run for run in planned}
     for path in (*directory.glob("*/seed*/config.json"), *directory.glob("pretrain/*/seed*/config.json")):

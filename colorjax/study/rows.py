@@ -1,18 +1,18 @@
-"""Rows of two studies: what each changes in a configuration, and nothing else.
+"""The rows of two studies: the fields of the configuration that each row changes.
 
-`ROWS` are the paper's parts, taken away or replaced one at a time. `CURES` are what may make its pictures less brown,
-one at a time.
+`ROWS` remove or replace the paper's parts, one at a time. `CURES` change one thing each that may make its pictures less
+brown.
 """
 
 from typing import Any
 
 Row = dict[str, Any]
-"""Dotted field -> its value, or a function from the configuration without the row to it."""
+"""Dotted field -> its new value, or a function of the unchanged configuration that returns it."""
 
 _NO_PATCH: Row = {"model.patch_attention": False}
 _NO_OUTPUT: Row = {"model.output_attention": "none"}
 _NO_PRETRAINING: Row = {"pretrain.steps": 0}
-# Iizuka, section 3.4: the mean squared error of ab in 0…1, and 1/300 of the class's cross-entropy.
+# Iizuka, section 3.4: the mean squared error of ab in 0…1, and 1/300 of the class cross-entropy.
 _REGRESSION: Row = {
     "model.head": "ab",
     "loss.pixels": "mean",
@@ -45,11 +45,11 @@ CURES: dict[str, Row] = {
     "constant_rate": {"joint.schedule": "constant", "joint.warmup_steps": 0},
     "cosine": {"joint.schedule": "cosine", "joint.warmup_steps": 0},
     "warmup_cosine": {"joint.schedule": "cosine", "joint.warmup_steps": lambda c: c.joint.steps // 20},
-    # The paper gives no rate.
+    # The paper does not give the learning rate.
     "rate_x3": {"joint.learning_rate": lambda c: 3 * c.joint.learning_rate},
     "rate_third": {"joint.learning_rate": lambda c: c.joint.learning_rate / 3},
     "adamw": {"joint.optimizer": "adamw", "joint.weight_decay": 0.01},
-    # Of the last hundred steps; a short training has few to average.
+    # Averages some hundred steps, since the training is short.
     "ema": {"joint.ema": 0.99},
     # As many photos as before, in fewer steps.
     "batch_x4": {
@@ -62,7 +62,7 @@ CURES: dict[str, Row] = {
     "rarity_75": {"loss.rarity": 0.75},
     "temperature_20": {"decode.temperature": 0.2},
     "temperature_100": {"decode.temperature": 1.0},
-    # A mean over the pixels gives the class a weight beside the color; a sum, as in loss (1), next to none.
+    # Beside a sum over pixels, as in loss (1), the class hardly counts; beside a mean it does.
     "class_as_color": {"loss.pixels": "mean", "loss.class_weight": 1.0},
     "class_tenth_of_color": {"loss.pixels": "mean", "loss.class_weight": 0.1},
     "open_gate": {"model.output_gate": 1.0},
@@ -70,14 +70,14 @@ CURES: dict[str, Row] = {
 
 
 def apply(config: Any, row: str) -> Any:
-    """A copy of a configuration with one row's changes, locked.
+    """Returns a copy of a configuration with one row's changes, locked.
 
     Args:
-        config: a ConfigDict with configs/paper.py's fields.
-        row: a name out of ROWS or CURES.
+        config: a ConfigDict with the fields of configs/paper.py.
+        row: a name in ROWS or CURES.
 
     Raises:
-        ValueError: for any other name.
+        ValueError: there is no such row.
     """
     rows = ROWS | CURES
     if row not in rows:

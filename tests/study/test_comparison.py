@@ -1,4 +1,4 @@
-"""The statistics of a study, on photos and seeds that are made up, against scipy and plain loops."""
+"""The statistics of a study, on invented photos and seeds, against scipy and plain loops."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import scipy.stats
 
 from colorjax.evaluation.tables import write_csv
 from colorjax.study import report
-from colorjax.study.comparison import METRICS, paired_difference, seed_spread, summarize
+from colorjax.study.comparison import METRICS, paired_difference, seed_deviation, summarize
 from colorjax.study.plan import Run
 from configs import paper
 
@@ -31,7 +31,7 @@ def test_one_seed_is_scipys_bootstrap_of_the_paired_differences() -> None:
     width = expected.high - expected.low
     assert abs(low[0] - expected.low) < 0.08 * width
     assert abs(high[0] - expected.high) < 0.08 * width
-    # Were photos not paired, it would be that of two times the photos' own variance.
+    # Without pairing, the variance would be twice that of the photos themselves.
     assert width < 0.5 * 2 * 1.96 * 3.0 * np.sqrt(2 / 300)
 
 
@@ -40,7 +40,7 @@ def test_several_seeds_are_drawn_as_well() -> None:
     full = {seed: photos(rng, n=200) for seed in range(4)}
     of_seed = (-0.6, 0.1, 0.9, 1.2)
     row = {seed: full[seed] + of_seed[seed] + rng.normal(0, 1.0, full[seed].shape) for seed in range(4)}
-    row[9] = photos(rng, n=200)  # without a counterpart, so it is left out
+    row[9] = photos(rng, n=200)  # has no counterpart, so it is left out
     mean, low, high = paired_difference(row, full)
     differences = np.stack([row[seed] - full[seed] for seed in range(4)])[..., 0]
     assert mean[0] == pytest.approx(differences.mean(), rel=1e-12)
@@ -51,11 +51,11 @@ def test_several_seeds_are_drawn_as_well() -> None:
         means.append(np.mean([differences[s][drawn].mean() for s in other.integers(4, size=4)]))
     ends = np.quantile(means, (0.025, 0.975))
     assert np.abs([low[0], high[0]] - ends).max() < 0.08 * (ends[1] - ends[0])
-    # The seeds, not the photos, are what the interval is wide by: photos alone give a fifth of it.
+    # The seeds make the interval wide: photos alone would give a fifth of it.
     assert ends[1] - ends[0] > 4 * 2 * 1.96 * differences.std(axis=1).mean() / np.sqrt(4 * 200)
 
 
-def test_equal_runs_differ_by_exactly_nothing() -> None:
+def test_equal_runs_have_a_difference_of_exactly_0() -> None:
     rng = np.random.default_rng(2)
     full = {seed: photos(rng) for seed in (0, 1)}
     for ends in paired_difference({seed: values.copy() for seed, values in full.items()}, full):
@@ -82,7 +82,7 @@ def test_photos_without_a_value_are_left_out() -> None:
 
 
 class Done(Run):
-    """A run that is as far as its files say, without checkpoints."""
+    """A run without checkpoints, whose files alone determine its status."""
 
     def status(self) -> str:
         return "done" if (self.evaluation / "per_photo.csv").exists() else "pending"
@@ -94,16 +94,16 @@ def run(
     config = paper.get_config().unlock()
     config.seed, config.decode.temperature = seed, temperature
     config.model.update(**model)
-    made = Done(row, seed, "joint", config.lock(), tmp_path / row / f"seed{seed}")
+    created = Done(row, seed, "joint", config.lock(), tmp_path / row / f"seed{seed}")
     if values is not None:
-        made.evaluation.mkdir(parents=True)
+        created.evaluation.mkdir(parents=True)
         header = ["index", "label", "class", "true_colorfulness", *METRICS]
         lines = [[i, 0, "pie, with cream", 40.0, *map(float, line)] for i, line in enumerate(values)]
-        write_csv(made.evaluation / "per_photo.csv", header, lines)
-    return made
+        write_csv(created.evaluation / "per_photo.csv", header, lines)
+    return created
 
 
-def test_rows_are_summed_up_over_photos_and_seeds(tmp_path: Path) -> None:
+def test_rows_are_averaged_over_photos_and_seeds(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     values = {(row, seed): photos(rng, n=20) for row in ("full", "no_fusion", "zhang2016_head") for seed in (0, 1)}
     color_ce = METRICS.index("color_ce")
@@ -115,26 +115,26 @@ def test_rows_are_summed_up_over_photos_and_seeds(tmp_path: Path) -> None:
     full, no_fusion, zhang = summarize(runs)
     assert full.mean["psnr"] == pytest.approx(np.mean([values["full", s][:, 0].mean() for s in (0, 1)]), rel=1e-6)
     a, b = (values["full", s][:, 0].mean() for s in (0, 1))
-    assert full.spread["psnr"] == pytest.approx(abs(a - b) / np.sqrt(2), rel=1e-4)
+    assert full.deviation["psnr"] == pytest.approx(abs(a - b) / np.sqrt(2), rel=1e-4)
     assert not full.difference
     assert no_fusion.status == {0: "done", 1: "pending"}
     assert no_fusion.paired == (0,)
-    assert not no_fusion.spread
+    assert not no_fusion.deviation
     assert no_fusion.difference["psnr"][0] == pytest.approx(
         (values["no_fusion", 0] - values["full", 0])[:, 0].mean(), rel=1e-4
     )
     assert "color_ce" not in no_fusion.mean
     assert "color_ce" not in no_fusion.difference
-    # It has cross-entropies, but of other targets.
+    # It has cross-entropies, but with other targets.
     assert "color_ce" in zhang.mean
     assert zhang.difference.keys() == {*METRICS} - {"color_ce", "color_loss"}
 
 
-def test_what_seeds_alone_make_is_not_set_off(tmp_path: Path) -> None:
+def test_differences_that_seeds_alone_explain_are_not_highlighted(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     same = photos(rng, n=40)
     shift = {("full", 0): 0.0, ("full", 1): 0.6, ("no_fusion", 0): 0.9, ("no_fusion", 1): 0.7, ("no_rarity", 0): 2.0}
-    shift["temperature_100", 0] = 0.1  # full's training, so that no seed has a share in its difference
+    shift["temperature_100", 0] = 0.1  # full's training, so seeds play no role in its difference
     model = {"no_fusion": {"fusion": False}, "no_rarity": {"width": 0.5}}
     runs = []
     for (row, seed), by in shift.items():
@@ -146,23 +146,23 @@ def test_what_seeds_alone_make_is_not_set_off(tmp_path: Path) -> None:
     summaries = report.write(tmp_path, runs)
     means = {key: (same + by).mean(axis=0)[0] for key, by in shift.items()}
     variances = [np.var([means[row, seed] for seed in (0, 1)], ddof=1) for row in ("full", "no_fusion")]
-    assert seed_spread(summaries)["psnr"] == pytest.approx(np.sqrt(np.mean(variances)), rel=0.05)
+    assert seed_deviation(summaries)["psnr"] == pytest.approx(np.sqrt(np.mean(variances)), rel=0.05)
     # The interval of either is without 0.
     assert all(summary.difference["psnr"][1] > 0 for summary in summaries if summary.row != "full")
-    said = (tmp_path / "report.md").read_text()
-    bold = {line.split("|")[1].strip() for line in said.splitlines() if "**" in line}
+    text = (tmp_path / "report.md").read_text()
+    bold = {line.split("|")[1].strip() for line in text.splitlines() if "**" in line}
     assert bold == {"no_rarity", "temperature_100"}
-    assert "another seed" in said
+    assert "| between seeds " in text
 
 
-def test_files_that_do_not_compare_are_named(tmp_path: Path) -> None:
+def test_files_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     full, other = run(tmp_path, "full", 0, photos(rng, n=9)), run(tmp_path, "no_fusion", 0, photos(rng, n=8))
     with pytest.raises(ValueError, match=r"no_fusion/seed0.*per_photo\.csv has other photos than .*full/seed0"):
         summarize([full, other])
     path = other.evaluation / "per_photo.csv"
     path.write_text(path.read_text().replace("index", "place", 1))
-    with pytest.raises(ValueError, match=r"no_fusion.*is no per_photo\.csv \(KeyError: 'index'\); make it anew"):
+    with pytest.raises(ValueError, match=r"no_fusion.*is damaged \(KeyError: 'index'\): write it again"):
         summarize([other])
     path.write_text("index,psnr\n0,loud\n")
     with pytest.raises(ValueError, match="could not convert string to float: 'loud'"):

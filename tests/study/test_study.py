@@ -1,4 +1,4 @@
-"""What a study plans and shares, and how it goes on when a run fails, with the training itself replaced by files."""
+"""Planning a study, sharing between its runs, and failures; the training itself is replaced by writing files."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from colorjax.run.workdir import bind_config
 from colorjax.study import execution, figure, report, rows
 from colorjax.study import rows as ablation_rows
 from colorjax.study.execution import carry_out, commands
-from colorjax.study.plan import Run, find_runs, plan_runs, rows_named, take_over
+from colorjax.study.plan import Run, copy_training, find_runs, plan_runs, rows_named
 from colorjax.training import loop
 from configs import paper, quickstart
 
@@ -62,7 +62,7 @@ def test_pretraining_is_shared_by_the_rows_that_share_it(tmp_path: Path) -> None
             assert run.config.data.prior == str(tmp_path / "prior" / "full.npz")
 
 
-def test_what_is_shared_does_not_depend_on_what_is_asked_for(tmp_path: Path) -> None:
+def test_sharing_does_not_depend_on_which_rows_are_asked_for(tmp_path: Path) -> None:
     together, alone = plan(tmp_path, seeds=(0, 1)), plan(tmp_path, rows=["rarity_25"], seeds=(1,))
     assert [*alone] == ["pretrain/full/seed1", "rarity_25/seed1"]
     for name, run in alone.items():
@@ -73,13 +73,13 @@ def test_what_is_shared_does_not_depend_on_what_is_asked_for(tmp_path: Path) -> 
     assert names.index("open_gate/seed0") < names.index("pretrain/full/seed1") < names.index("full/seed1")
 
 
-def test_pretraining_does_not_depend_on_what_its_rule_leaves_out() -> None:
+def test_pretraining_does_not_depend_on_the_fields_it_does_not_read() -> None:
     def traced(config: Any) -> str:
         key = jax.random.key(0)
-        made = nnx.eval_shape(
+        model = nnx.eval_shape(
             lambda: Classifier(config.model, classes=3, image_size=config.data.image_size, rngs=nnx.Rngs(0))
         )
-        program, params, stats = Program.split(made)
+        program, params, stats = Program.split(model)
 
         def of_all(params: Any, stats: Any, l: Any) -> Any:
             return program(params, stats, l, train=True)
@@ -107,7 +107,7 @@ def test_pretraining_does_not_depend_on_what_its_rule_leaves_out() -> None:
     assert traced(alike) != traced(base(small | {"model.downsampling": "pool"}))
 
 
-def test_a_field_that_the_rule_does_not_know_is_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_field_gets_its_own_pretraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ablation_rows.CURES, "unheard_of", {"model.unheard_of": 1})
     monkeypatch.setitem(ablation_rows.CURES, "less_data", {"data.train_fraction": 0.5})
     monkeypatch.setitem(ablation_rows.CURES, "longer", {"pretrain.steps": lambda c: 2 * c.pretrain.steps})
@@ -122,7 +122,7 @@ def test_a_field_that_the_rule_does_not_know_is_trained_anew(tmp_path: Path, mon
     assert runs["less_data/seed0"].config.data.prior == str(tmp_path / "prior" / "less_data.npz")
 
 
-def test_a_row_is_what_it_is_called_whatever_the_base(tmp_path: Path) -> None:
+def test_a_rows_fields_win_over_those_of_the_base(tmp_path: Path) -> None:
     runs = plan(tmp_path, fields={"pretrain.steps": 7, "joint.steps": 40, "joint.batch_size": 6, "data.prior": "p.npz"})
     assert runs["pretrain/full/seed0"].steps == 7
     assert runs["no_pretraining/seed0"].pretraining is None
@@ -131,7 +131,7 @@ def test_a_row_is_what_it_is_called_whatever_the_base(tmp_path: Path) -> None:
     assert {run.config.data.prior for run in runs.values() if run.stage == "joint"} == {"p.npz"}
 
 
-def test_cures_change_one_thing_each_of_the_papers_recipe() -> None:
+def test_each_cure_changes_one_thing_of_the_papers_recipe() -> None:
     full = paper.get_config()
     for row in rows.CURES:
         changed = paper.get_config(row)
@@ -140,29 +140,29 @@ def test_cures_change_one_thing_each_of_the_papers_recipe() -> None:
         assert changed.joint.steps * changed.joint.batch_size == {"steps_x4": 4}.get(row, 1) * 16_000
 
 
-def test_what_a_study_refuses(tmp_path: Path) -> None:
+def test_impossible_studies_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"joint\.init_from is 'there', which the study sets itself"):
         plan(tmp_path, fields={"joint.init_from": "there"})
     with pytest.raises(ValueError, match=r"row full: joint\.steps is 0"):
         plan(tmp_path, fields={"joint.steps": 0})
-    there = plan(tmp_path)["no_fusion/seed0"]
-    bind_config(there.config, there.workdir)
-    before = (there.workdir / "config.json").read_bytes()
+    run = plan(tmp_path)["no_fusion/seed0"]
+    bind_config(run.config, run.workdir)
+    before = (run.workdir / "config.json").read_bytes()
     plan(tmp_path, fields={"joint.learning_rate": 0.1})
-    assert (there.workdir / "config.json").read_bytes() == before
-    (there.workdir / "joint" / "checkpoints" / "10").mkdir(parents=True)
+    assert (run.workdir / "config.json").read_bytes() == before
+    (run.workdir / "joint" / "checkpoints" / "10").mkdir(parents=True)
     plan(tmp_path)
-    with pytest.raises(ValueError, match=r"(?s)no_fusion/seed0 belongs to a run.*joint\.learning_rate: 0\.001 there"):
+    with pytest.raises(ValueError, match=r"(?s)no_fusion/seed0 belongs to a run.*joint\.learning_rate.*0\.001 there"):
         plan(tmp_path, fields={"joint.learning_rate": 0.1})
 
 
-def test_a_pretraining_of_another_study_is_taken_if_it_is_the_same(tmp_path: Path) -> None:
+def test_an_equal_pretraining_of_another_study_is_reused(tmp_path: Path) -> None:
     before = plan(tmp_path)["pretrain/full/seed0"]
     bind_config(before.config, before.workdir)
     (before.workdir / "pretrain" / "checkpoints" / "10").mkdir(parents=True)
     after = plan(tmp_path, rows=["full"], fields={"joint.steps": 9, "loss.rarity": 0.3})["pretrain/full/seed0"]
     assert after.config.to_json() == before.config.to_json()
-    with pytest.raises(ValueError, match=r"pretrain\.batch_size: 16 there, 4 now"):
+    with pytest.raises(ValueError, match=r"pretrain\.batch_size.*16 there.*4 now"):
         plan(tmp_path, rows=["full"], fields={"pretrain.batch_size": 4})
 
 
@@ -179,18 +179,21 @@ def train(config: Any, workdir: str | Path) -> None:
     (directory / stage / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records) + '{"step": 4, "sp')
 
 
-def evaluated(workdir: str | Path, *, split: str) -> None:
+def evaluated(workdir: str | Path, *, split: str, lpips_weights: str | None = None) -> None:
     directory = Path(workdir)
     stage = "joint" if (directory / "joint").exists() else "pretrain"
     config = json.loads((directory / "config.json").read_text())
-    made = directory / "evaluation" / split
-    made.mkdir(parents=True)
+    folder = directory / "evaluation" / split
+    folder.mkdir(parents=True, exist_ok=True)
     psnr = np.linspace(15, 25, 11) + (directory.parent.name == "no_rarity")
-    lines = [f"{i},{i % 3},pie,{x},40.0,0.25" for i, x in enumerate(psnr)]
-    (made / "per_photo.csv").write_text("\n".join(["index,label,class,psnr,true_colorfulness,top1", *lines]))
-    rows = {"model": {"psnr": 20.0, "top1": 0.25, "top5": 0.5}, "gray": {"psnr": 19.0}}
+    lpips = 0.5 if lpips_weights else ""
+    lines = [f"{i},{i % 3},pie,{x},40.0,0.25,{lpips}" for i, x in enumerate(psnr)]
+    (folder / "per_photo.csv").write_text("\n".join(["index,label,class,psnr,true_colorfulness,top1,lpips", *lines]))
+    # As with few classes, there is no top-5.
+    rows = {"model": {"psnr": 20.0, "top1": 0.25}, "gray": {"psnr": 19.0}}
     record = {"stage": stage, "step": config[stage]["steps"], "split": split, "photos": 11, "rows": rows}
-    (made / "metrics.json").write_text(json.dumps(record))
+    record["judges"] = {"lpips": "checksum"} if lpips_weights else {}
+    (folder / "metrics.json").write_text(json.dumps(record))
 
 
 def color_photos(run: Run) -> None:
@@ -200,14 +203,14 @@ def color_photos(run: Run) -> None:
 
 @pytest.fixture
 def faked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The training, evaluation and coloring as files; and what was trained, in order."""
+    """Replaces training, evaluation and coloring by writing files; returns the trainings in their order."""
     trained = []
 
-    def noted(config: Any, workdir: Path) -> None:
+    def recorded_train(config: Any, workdir: Path) -> None:
         train(config, workdir)
         trained.append(f"{workdir.parent.name}/{config.stage}")
 
-    monkeypatch.setattr(execution, "train", noted)
+    monkeypatch.setattr(execution, "train", recorded_train)
     monkeypatch.setattr(execution, "count_prior", lambda config, path: path.parent.mkdir(exist_ok=True))
     monkeypatch.setattr(execution, "evaluate", evaluated)
     monkeypatch.setattr(figure, "color_photos", color_photos)
@@ -219,17 +222,17 @@ def report_rows(directory: Path) -> dict[tuple[str, str], dict[str, str]]:
         return {(line["row"], line["metric"]): line for line in csv.DictReader(f)}
 
 
-def test_a_run_that_fails_is_reported_and_the_rest_go_on(
+def test_a_failing_run_is_reported_and_the_others_continue(
     tmp_path: Path, faked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    well = train
+    working_train = execution.train
 
-    def badly(config: Any, workdir: Path) -> None:
+    def failing_train(config: Any, workdir: Path) -> None:
         if (workdir.parent.name, config.stage) in (("no_rarity", "joint"), ("no_augmentation", "pretrain")):
             raise FloatingPointError("joint: the loss of step 2 is nan | lower it")
-        well(config, workdir)
+        working_train(config, workdir)
 
-    monkeypatch.setattr(execution, "train", badly)
+    monkeypatch.setattr(execution, "train", failing_train)
     rows = ["full", "no_rarity", "no_augmentation", "temperature_20"]
     runs = [*plan(tmp_path, rows=rows).values()]
     assert not carry_out(runs, directory=tmp_path)
@@ -244,7 +247,7 @@ def test_a_run_that_fails_is_reported_and_the_rest_go_on(
         assert "the loss of step 2 is nan" in text
     assert report_rows(tmp_path)["no_rarity", ""]["seeds_done"] == "0"
 
-    monkeypatch.setattr(execution, "train", well)
+    monkeypatch.setattr(execution, "train", working_train)
     assert carry_out(runs, directory=tmp_path)
     assert faked[3:] == ["no_rarity/joint", "no_augmentation/pretrain", "no_augmentation/joint"]
     assert "failed" not in (tmp_path / "report.md").read_text()
@@ -262,23 +265,23 @@ def test_a_run_that_fails_is_reported_and_the_rest_go_on(
     ]
 
 
-def test_a_row_that_only_decodes_otherwise_takes_the_training_over(tmp_path: Path, faked: list[str]) -> None:
+def test_a_row_that_only_decodes_differently_copies_the_training(tmp_path: Path, faked: list[str]) -> None:
     runs = plan(tmp_path, rows=["full", "temperature_20", "rarity_25"])
     other = runs["temperature_20/seed0"]
     assert other.same_training is not None
     assert runs["rarity_25/seed0"].same_training is runs["full/seed0"].same_training is None
-    assert not take_over(other)  # there is nothing yet
+    assert not copy_training(other)  # there is nothing yet
     for name in ("pretrain/full/seed0", "full/seed0"):
         train(runs[name].config, runs[name].workdir)
-    assert take_over(other)
+    assert copy_training(other)
     assert other.trained()
     assert json.loads((other.workdir / "config.json").read_text())["decode"]["temperature"] == 0.2
     metrics = (other.workdir / "joint" / "metrics.jsonl").read_bytes()
     assert metrics == (runs["full/seed0"].workdir / "joint" / "metrics.jsonl").read_bytes()
-    assert not take_over(other)  # it has its own
+    assert not copy_training(other)  # it has its own
 
 
-def test_the_report_is_one_page_and_shows_what_there_is(tmp_path: Path, faked: list[str]) -> None:
+def test_the_report_is_one_page_and_shows_unfinished_runs(tmp_path: Path, faked: list[str]) -> None:
     runs = plan(tmp_path, rows=["full", "no_rarity"], seeds=(0, 1))
     done = [run for name, run in runs.items() if name != "no_rarity/seed1"]
     assert carry_out(done, directory=tmp_path)
@@ -300,7 +303,23 @@ def test_the_report_is_one_page_and_shows_what_there_is(tmp_path: Path, faked: l
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
-def test_the_commands_are_one_a_run(tmp_path: Path, faked: list[str]) -> None:
+def test_lpips_is_added_to_a_finished_study(tmp_path: Path, faked: list[str]) -> None:
+    runs = [*plan(tmp_path, rows=["full", "no_rarity"]).values()]
+    assert carry_out(runs, directory=tmp_path)
+    assert "LPIPS" not in (tmp_path / "report.md").read_text()
+    assert ("full", "lpips") not in report_rows(tmp_path)
+    pretraining = (runs[0].evaluation / "metrics.json").stat().st_mtime_ns
+    assert carry_out(runs, directory=tmp_path, lpips_weights="lpips.npz")
+    assert report_rows(tmp_path)["full", "lpips"]["mean"] == "0.5"
+    assert "| LPIPS ↓ | perceptual distance" in " ".join((tmp_path / "report.md").read_text().split())
+    assert (runs[0].evaluation / "metrics.json").stat().st_mtime_ns == pretraining
+    # Without the weights what is there is enough.
+    before = len(faked)
+    assert carry_out(runs, directory=tmp_path)
+    assert len(faked) == before
+
+
+def test_there_is_one_command_for_each_run(tmp_path: Path, faked: list[str]) -> None:
     rows = ["full", "no_augmentation", "no_pretraining"]
     runs = [*plan(tmp_path, rows=rows, seeds=(0, 1)).values()]
     overrides = {"data.dir": "a b", "augment.scale": (0.5, 2.0), "stage": "both"}
@@ -314,10 +333,13 @@ def test_the_commands_are_one_a_run(tmp_path: Path, faked: list[str]) -> None:
     assert carry_out(runs, directory=tmp_path)
     text = commands(runs, config="c.py", overrides=overrides, rows=rows, directory=tmp_path)
     assert text.count("python -m") == 1
+    text = commands(runs, config="c.py", overrides={}, rows=rows, directory=tmp_path, lpips_weights="w.npz")
+    assert "--lpips-weights=w.npz" in text
 
 
 def test_a_signal_at_the_end_of_a_training_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As one that comes during the last validation: the training has no step left at which to heed it.
+    monkeypatch.setattr(loop, "_check_stage", lambda *_, **__: None)
     monkeypatch.setattr(loop, "_train_stage", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(execution, "count_prior", lambda *_: None)
     run = plan(tmp_path, rows=["no_pretraining"])["no_pretraining/seed0"]
