@@ -1,0 +1,235 @@
+"""The documentation: its commands exist, its links resolve, its layout is the tree's, and its short commands run."""
+
+import ast
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from colorjax.cli import COMMANDS, arguments, configuration
+from colorjax.evaluation.summary import METRICS
+from colorjax.study import rows
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PARENTS = ("", "configs", "tests", "colorjax", "colorjax/ops", "colorjax/model", "colorjax/evaluation")
+PATHS = (arguments.existing_run, arguments.folder, arguments.workdir)
+
+
+def fenced(page: Path) -> Iterator[tuple[str, str]]:
+    """The language and the text of each code block, without the scripts that ran on an earlier commit."""
+    text = re.sub(r"<details>.*?</details>", "", page.read_text(), flags=re.S)
+    yield from re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text, flags=re.S | re.M)
+
+
+def shell_commands(page: Path) -> list[list[str]]:
+    """The words of each command in the page's shell blocks, with the blocks' variables put in."""
+    return [words for language, block in fenced(page) if language == "sh" for words in _commands(block)]
+
+
+def _commands(script: str) -> list[list[str]]:
+    script = re.sub(r"<<'END'\n.*?^END$", "", script, flags=re.S | re.M)  # Python, which has a test of its own
+    commands, variables, text = [], {}, ""
+    for line in script.replace("\\\n", " ").splitlines():
+        text += re.sub(r"\$(\w+)", lambda match: variables.get(match[1], match[0]), line) + "\n"
+        try:
+            words = shlex.split(text, comments=True)
+        except ValueError:  # a quotation goes on in the next line
+            continue
+        text = ""
+        if len(words) == 1 and re.match(r"\w+=", words[0]):
+            name, _, variables[name] = words[0].partition("=")
+            continue
+        for remote in words:
+            if remote.startswith("--command="):
+                commands += _commands(remote.removeprefix("--command="))
+        while words:
+            end = next((i for i, word in enumerate(words) if word in ("&&", "||", ";", "|")), len(words))
+            command, words = words[:end], words[end + 1 :]
+            redirected = next((i for i, word in enumerate(command) if word in ("<", ">")), len(command))
+            commands += [command[:redirected]] if redirected else []
+    return commands
+
+
+def colorjax_arguments(page: Path) -> Iterator[list[str]]:
+    """The subcommand of each `colorjax` command and what follows it, whatever stands before."""
+    for words in shell_commands(page):
+        if words[:2] == ["python", "train.py"]:
+            yield ["train", *words[2:]]
+        for i, word in enumerate(words[:-1]):
+            if Path(word).name == "colorjax" and not words[i + 1].startswith("-") and words[0] != "gcloud":
+                yield words[i + 1 :]
+                break
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist_and_take_their_flags(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for name, *words in colorjax_arguments(page):
+        assert name in COMMANDS
+        module = importlib.import_module(f"colorjax.cli.{name}")
+        parser = arguments.Parser(name, description=module.DESCRIPTION, examples=module.EXAMPLES)
+        module.add_arguments(parser)
+        for action in parser._actions:
+            if action.type in PATHS:
+                action.type = str  # the folders of the examples do not exist
+        args = parser.parse(words)
+        if getattr(args, "config", None):
+            configuration.load(re.sub(r".*configs/", "configs/", args.config), args.overrides)
+
+
+def test_every_command_is_documented() -> None:
+    named = {words[0] for page in PAGES for words in colorjax_arguments(page)}
+    assert named >= COMMANDS.keys()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_benchmarks_exist_and_take_their_flags(page: Path) -> None:
+    for words in shell_commands(page):
+        if words[:3] == ["python", "-m", "benchmarks"]:
+            script = ROOT / "benchmarks" / "__main__.py"
+            assert words[3] == "NAME" or (ROOT / "benchmarks" / f"{words[3]}.py").exists(), words
+        elif words[0] == "python" and words[1].startswith("benchmarks/"):
+            script = ROOT / words[1]
+        else:
+            continue
+        defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', script.read_text()))
+        assert {word[2:].partition("=")[0] for word in words if word.startswith("--")} <= defined, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_import_what_exists(page: Path) -> None:
+    blocks = [block for language, block in fenced(page) if language == "python"]
+    for language, block in fenced(page):
+        blocks += re.findall(r"<<'END'\n(.*?)^END$", block, flags=re.S | re.M) if language == "sh" else []
+    for block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("colorjax", "benchmarks"):
+                for alias in node.names:
+                    _import(f"{node.module}.{alias.name}")
+
+
+def _import(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    if not hasattr(importlib.import_module(module), attribute):
+        importlib.import_module(name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_resolve(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
+        path, _, anchor = (target[0] or target[1]).partition("#")
+        if "://" in path:
+            continue
+        file = (page.parent / path) if path else page
+        assert file.exists(), f"{page.name}: {path}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.M)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_fit_a_screen(page: Path) -> None:
+    # A row of a table cannot be broken.
+    assert not [line for line in page.read_text().splitlines() if len(line) > 100 and not line.lstrip().startswith("|")]
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - set(re.findall(r"\((\w+\.md)\)", index)) == {
+        "README.md"
+    }
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/design.md"])
+def test_the_layout_is_the_trees(page: str) -> None:
+    (layout,) = (block for _, block in fenced(ROOT / page) if block.startswith("train.py"))
+    named = {path.removeprefix("colorjax/").rstrip("/") for path in re.findall(r"[\w/]+/|\w[\w/]*\.py", layout)}
+    for path in named:
+        assert any((ROOT / parent / path).exists() for parent in PARENTS), path
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    folders = {path.split("/")[0] for path in tracked if "/" in path and not path.startswith(".")}
+    rooms = {path.split("/")[1] for path in tracked if path.startswith("colorjax/")} - {"__init__.py", "__main__.py"}
+    # The second page is about the code alone.
+    assert (folders if page == "README.md" else rooms) - {"colorjax"} <= named
+    assert rooms <= named
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[1] == version  # pyright: ignore
+
+
+def test_every_row_is_described() -> None:
+    text = (ROOT / "docs" / "reproduce.md").read_text()
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    described = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert described == rows.ROWS.keys() | rows.CURES.keys()
+
+
+def test_every_metric_is_defined() -> None:
+    glossary = (ROOT / "docs" / "evaluate.md").read_text()
+    defined = ", ".join(re.findall(r"\*\*(.*?)\*\*", glossary)).split(", ")
+    for metric in METRICS.values():
+        assert metric.heading.replace("|", r"\|") in defined
+
+
+SMALL = [
+    f"--config.{field}"
+    for field in (
+        "data.source=sample",
+        "data.resolution=40",
+        "data.image_size=32",
+        "model.width=0.25",
+        "model.patch_kernels=3,3,3",
+        "pretrain.steps=1",
+        "pretrain.batch_size=8",
+        "pretrain.eval_photos=8",
+        "joint.steps=1",
+        "joint.warmup_steps=0",
+        "joint.batch_size=8",
+        "joint.eval_photos=8",
+    )
+]
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run(untrained: Path, tmp_path: Path) -> None:
+    """With the sample for Food-101, one step a stage, and a trained run that is ready."""
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(untrained, tmp_path / "runs" / "quickstart")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "scans" / "below").mkdir(parents=True)
+    photo = np.random.default_rng(0).integers(0, 256, (50, 70), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "old.jpg")
+    Image.fromarray(photo.T).save(tmp_path / "scans" / "below" / "b.png")
+    ran = []
+    for name, *words in colorjax_arguments(ROOT / "README.md"):
+        if name == "demo" or words in ran or not words:
+            continue
+        ran.append(words)
+        if name == "ablate":
+            words = ["--commands", *words]  # the trainings themselves are tests/study's
+        packed = "--config.data.source=packed" in words
+        if any(word.startswith("--config=") for word in words):
+            words += [word for word in SMALL if not (packed and "data.source" in word)]
+        words = [word for word in words if word != "--config.data.download"]
+        done = subprocess.run(
+            [sys.executable, "-m", "colorjax", name, *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{name} {words}\n{done.stderr[-2000:]}"
+    assert np.asarray(Image.open(tmp_path / "colored" / "old.jpg")).shape == (50, 70, 3)
+    assert np.asarray(Image.open(tmp_path / "colored" / "below" / "b.png")).shape == (70, 50, 3)
+    assert (tmp_path / "runs" / "vivid" / "evaluation" / "test" / "metrics.json").exists()
+    assert (tmp_path / "runs" / "paper" / "joint" / "checkpoints" / "1").exists()
