@@ -31,13 +31,13 @@ def by_platform(*operands: Any, default: Callable[..., Any], cpu: Callable[..., 
     return lax.platform_dependent(*operands, default=default, cpu=cpu)
 
 
-def llvm_kernels_run(*arrays: jax.Array) -> bool:
+def llvm_kernels_run(*shapes: tuple[Any, ...]) -> bool:
     """Whether LLVM kernels can take arrays of these shapes in this process.
 
     They want known sizes, none of them 0, and a single CPU, over which XLA has nothing to divide. If the machine or the
     installed packages rule them out, a warning says so, once.
     """
-    known = all(isinstance(size, int) and size for x in arrays for size in x.shape)
+    known = all(isinstance(size, int) and size for shape in shapes for size in shape)
     single_cpu = os.name == "posix" and jax.default_backend() == "cpu" and jax.device_count() == 1
     return known and single_cpu and _llvm_works()
 

@@ -80,7 +80,7 @@ def check(values: tuple[int, ...], weights: tuple[int, ...], kernel_size: int) -
 
 def _kernels(implementation: Implementation | None, values: jax.Array, weights: jax.Array) -> ModuleType | None:
     """The LLVM kernels, if these arrays take them."""
-    if implementation != "xla" and dispatch.llvm_kernels_run(values, weights):
+    if implementation != "xla" and dispatch.llvm_kernels_run(values.shape, weights.shape):
         from colorjax.ops.cpu import patch_sum as kernels
 
         if kernels.supports(values, weights):

@@ -63,7 +63,7 @@ _FLASH_FEATURES = 128
 
 def _kernels(implementation: Implementation | None, q: jax.Array, v: jax.Array) -> ModuleType | None:
     """The LLVM kernels, if these arrays take them."""
-    if implementation != "xla" and dispatch.llvm_kernels_run(q, v):
+    if implementation != "xla" and dispatch.llvm_kernels_run(q.shape, v.shape):
         from colorjax.ops.cpu import softmax_attention as kernels
 
         if kernels.supports(q, v):

@@ -15,8 +15,8 @@ def usable_cores(root: Path = Path("/")) -> int:
     Args:
         root: where `proc` and `sys` lie; another folder only in tests.
     """
-    if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
-        cores = os.process_cpu_count()
+    if count := getattr(os, "process_cpu_count", None):  # from Python 3.13 on
+        cores = count()
     elif hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
