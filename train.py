@@ -2,7 +2,9 @@
 the paper. It is `colorjax train`; `--help` lists the flags.
 """
 
-from colorjax.cli.train import main
+import sys
+
+from colorjax.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["train", *sys.argv[1:]])

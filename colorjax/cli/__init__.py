@@ -1,30 +1,62 @@
-"""The `colorjax` command: one module a subcommand, each a thin layer over the library."""
+"""The `colorjax` command: one module for each subcommand, each a thin layer over the library.
+
+A subcommand's module has `DESCRIPTION` and `EXAMPLES` for its help, `add_arguments(parser)`, and `run(args)`, which
+returns the exit status, or None for 0. It imports the library inside `run`, so that `--help` is quick.
+"""
 
 import importlib
 import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NoReturn
+
+from colorjax.cli.arguments import Parser, did_you_mean
+from colorjax.cli.errors import UsageError, run_command
 
 COMMANDS = {
     "predict": "color photos and films",
-    "train": "train both stages of a configuration",
-    "evaluate": "measure a run on a whole split",
-    "ablate": "run a study: rows of ablations, seeds, one report",
-    "data": "decode a data set once, into a pack",
-    "prior": "count the colors of a training split",
+    "demo": "serve a web page that colors photos",
+    "train": "train a colorizer by a configuration file",
+    "evaluate": "measure a trained colorizer on a data set",
+    "ablate": "train and compare variants of a configuration",
+    "data": "decode a data set once, so that training reads it faster",
+    "prior": "count the colors of a data set",
     "export": "write a colorizer for other programs",
-    "demo": "serve a page to try a colorizer",
+    "weights": "list the weights that ship with the package",
 }
-_USAGE = "usage: colorjax COMMAND …\n\n{}\n\n`colorjax COMMAND --help` says more."
+_HELP = """usage: colorjax COMMAND …
+
+Automatic colorization of grayscale photographs with self-attention.
+
+commands:
+{}
+
+`colorjax COMMAND --help` describes a command. `colorjax --version` prints the version."""
 
 
-def main() -> None:
-    """Runs the subcommand that the command line names."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    usage = _USAGE.format("\n".join(f"  {command:10}{what}" for command, what in COMMANDS.items()))
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs the subcommand that the arguments name, and exits with its status.
+
+    Args:
+        argv: the arguments; by default those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(run_command(lambda: _run(arguments), debug="--debug" in arguments))
+
+
+def _run(arguments: list[str]) -> int | None:
+    name, *rest = arguments or ["--help"]
     if name in ("--help", "-h"):
-        print(usage)
-    elif name not in COMMANDS:
-        sys.exit(f"colorjax: no command {name!r}; the commands are {', '.join(COMMANDS)}")
-    else:
-        # Only the module of the command is imported: each defines flags of its own.
-        sys.argv = [f"colorjax {name}", *sys.argv[2:]]
-        importlib.import_module(f"colorjax.cli.{name}").main()
+        print(_HELP.format("\n".join(f"  {command:10}{what}" for command, what in COMMANDS.items())))
+        return 0
+    if name == "--version":
+        print(f"colorjax {version('colorjax')}")
+        return 0
+    if name not in COMMANDS:
+        close = did_you_mean(name, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
+        raise UsageError(f"{name!r} is not a command of colorjax{close}")
+    module = importlib.import_module(f"colorjax.cli.{name}")
+    parser = Parser(name, description=module.DESCRIPTION, examples=module.EXAMPLES)
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show an error's traceback")
+    return module.run(parser.parse(rest))

@@ -1,48 +1,57 @@
-"""`colorjax data` writes a pack: decodes photos once, so that training reads them at the disk's speed.
+"""`colorjax data`: writes a pack, which training reads at the disk's speed."""
 
-Decoding a JPEG photo takes some milliseconds of one core, every epoch anew; a pack takes none,
-and needs no TensorFlow to be read. Write one, then train on it:
+import argparse
+from pathlib import Path
 
-    python -m colorjax data --config=configs/paper.py --config.data.dir=~/tensorflow_datasets \\
-        --config.data.source=food101 --out=~/packs/food101_256
-    python train.py --config=configs/paper.py --config.data.source=packed \\
-        --config.data.dir=~/packs/food101_256 --workdir=runs/paper
+from colorjax.cli import configuration
+from colorjax.cli.arguments import Parser, listed
+from colorjax.cli.errors import UsageError
 
-The photos have config.data.resolution pixels a side, S·S·3 bytes each: Food-101 at 256 takes
-20 GB. config.data.train_fraction is settled at this point. Training still crops, turns and
-scales at random, on the device. A run that was stopped is started again by the same command.
+DESCRIPTION = """Decodes photos once and writes them as a pack.
+
+Decoding a JPEG file takes some milliseconds of one core, in every epoch. A pack is read at the disk's speed, without
+TensorFlow. The photos have config.data.resolution pixels a side, 3 bytes each: Food-101 at 256 pixels takes 20 GB.
+config.data.train_fraction is applied now; cropping, rotation and scaling stay random in training.
+
+The command can be stopped. The same command again goes on where it stopped."""
+
+EXAMPLES = """
+colorjax data --config=configs/paper.py --config.data.dir=~/tensorflow_datasets --out=packs/food256
+colorjax train --config=configs/paper.py --config.data.source=packed --config.data.dir=packs/food256
 """
 
-from collections.abc import Sequence
-
-from absl import app, flags, logging
-from ml_collections import config_flags
-
-from colorjax.data import open_source
-from colorjax.data.batches import SPLITS
-from colorjax.data.packed import write_pack
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration; its `data` part says which photos.", lock_config=True
-)
-_OUT = flags.DEFINE_string("out", None, "Folder of the new pack; it must not exist yet.", required=True)
-_SPLITS = flags.DEFINE_list("splits", list(SPLITS), "Splits to write, separated by commas.")
+_SPLITS = ("train", "validation", "test")
 
 
-def main() -> None:
-    """Runs the command."""
-    flags.mark_flag_as_required("config")
-    app.run(_main)
+def add_arguments(parser: Parser) -> None:
+    """Adds the command's arguments."""
+    configuration.add_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the new pack")
+    parser.add_argument(
+        "--splits",
+        type=listed(_split),
+        default=",".join(_SPLITS),
+        metavar="NAMES",
+        help="splits to write, with commas between",
+    )
 
 
-def _main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.INFO)
-    config = _CONFIG.value.data
+def _split(name: str) -> str:
+    if name not in _SPLITS:
+        raise argparse.ArgumentTypeError(f"{name!r} is not a split; the splits are {', '.join(_SPLITS)}")
+    return name
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the pack."""
+    config = configuration.load(args.config, args.overrides).data
     if config.source == "packed":
-        raise app.UsageError(
-            "--config.data.source='packed' is what this command writes: name the photos' source "
-            "(food101, folder or sample)"
+        raise UsageError(
+            "--config.data.source is packed, which is what this command writes; it must be food101, folder or sample"
         )
-    write_pack(open_source(config), _OUT.value, splits=_SPLITS.value, resolution=config.resolution)
+    from colorjax.cli.terminal import log_to_terminal
+    from colorjax.data import open_source
+    from colorjax.data.packed import write_pack
+
+    log_to_terminal()
+    write_pack(open_source(config), args.out, splits=args.splits, resolution=config.resolution)

@@ -1,46 +1,59 @@
-"""`colorjax demo`: serves a page to try a colorizer."""
+"""`colorjax demo`: serves a web page that colors photos."""
 
+import argparse
 import logging
 import signal
-import sys
 import threading
 
-import numpy as np
-from absl import app, flags
+from colorjax.cli.arguments import CHECKPOINT, Parser, number
+from colorjax.cli.errors import as_usage_error
 
-from colorjax.cli.terminal import log_to_terminal
-from colorjax.photos.predictor import Predictor
-from colorjax.run.compilation import keep_compiled_programs
-from colorjax.web.page import serving
+DESCRIPTION = """Serves a web page: drop a photo, see it gray and in color under a slider, download it at full size.
+
+The page is reached from this machine alone, unless --host says otherwise. It has no password. Photos stay on this
+machine and are deleted after half an hour without use. It needs Gradio: `pip install gradio`."""
+
+EXAMPLES = """
+colorjax demo
+colorjax demo --checkpoint=runs/paper --port=8000
+colorjax demo --checkpoint=runs/paper --host=0.0.0.0 --max-megabytes=10
+"""
 
 _log = logging.getLogger(__name__)
 
 
-def main() -> None:
-    """Runs the command."""
-    flags.DEFINE_string("checkpoint", None, "The --workdir of train.py, or an exported folder.", required=True)
-    flags.DEFINE_string("host", "127.0.0.1", "Address to listen on. 0.0.0.0: reached from other machines too.")
-    flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=1, upper_bound=65535)
-    flags.DEFINE_integer("max_megabytes", 25, "Longest upload, in units of 2**20 bytes.", lower_bound=1)
-    flags.DEFINE_integer("max_megapixels", 50, "Largest photo, in units of 10**6 pixels.", lower_bound=1)
-    app.run(_main)
+def add_arguments(parser: Parser) -> None:
+    """Adds the command's arguments."""
+    add = parser.add_argument
+    add("--checkpoint", metavar="PATH", help=f"the colorizer: {CHECKPOINT}; by default food101")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is reached from other machines too")
+    add("--port", type=number(int, 1, 65535), default=7860, help="port to listen on")
+    add("--max-megabytes", type=number(int, 1), default=25, metavar="N", help="largest upload, in 2^20 bytes")
+    add("--max-megapixels", type=number(int, 1), default=50, metavar="N", help="largest photo, in 10^6 pixels")
 
 
-def _main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; see --help")
+def run(args: argparse.Namespace) -> None:
+    """Serves the page until Ctrl-C or SIGTERM."""
+    import numpy as np
+
+    from colorjax.cli.terminal import log_to_terminal
+    from colorjax.photos.predictor import Predictor
+    from colorjax.run.compilation import keep_compiled_programs
+    from colorjax.run.locate import locate
+    from colorjax.web.page import serving
+
     log_to_terminal()
     keep_compiled_programs()
-    given = flags.FLAGS
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its folder is removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the page's folder is removed
+    with as_usage_error(FileNotFoundError, ValueError, flag="--checkpoint"):
+        folder = locate(args.checkpoint)
     try:
-        predictor = Predictor(given.checkpoint)
-        predictor.colorize([np.zeros((1, 1, 3), np.uint8)])  # compiles, so that the first visitor does not wait for it
-        limits = {"max_megabytes": given.max_megabytes, "max_megapixels": given.max_megapixels}
-        with serving(predictor, host=given.host, port=given.port, **limits) as url:
+        predictor = Predictor(folder)
+        _log.info("Compiling the colorizer…")
+        predictor.colorize([np.zeros((1, 1, 3), np.uint8)])  # so that the first visitor does not wait for it
+        limits = {"max_megabytes": args.max_megabytes, "max_megapixels": args.max_megapixels}
+        with serving(predictor, host=args.host, port=args.port, **limits) as url:
             _log.info("The page is at %s; Ctrl-C ends it.", url)
             threading.Event().wait()
     except KeyboardInterrupt:
         pass
-    except (ImportError, OSError) as e:
-        sys.exit(f"error: {e}")

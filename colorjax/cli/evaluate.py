@@ -1,44 +1,66 @@
-"""`colorjax evaluate`: measures a run on a whole split."""
+"""`colorjax evaluate`: measures a trained model on a whole split."""
 
-from absl import app, flags
+import argparse
+from pathlib import Path
 
-from colorjax.cli.terminal import log_to_terminal
-from colorjax.evaluation.evaluate import evaluate
-from colorjax.run import compilation
+from colorjax.cli.arguments import Parser, existing_run, listed, number
+
+DESCRIPTION = """Measures a trained model on a whole split: PSNR, SSIM, colorfulness, AuC, accuracy and others.
+
+Three baselines are measured too: the annealed prior, the mean color, and gray. It prints a table, and writes metrics
+and pictures."""
+
+EXAMPLES = """
+colorjax evaluate --workdir=runs/paper
+colorjax evaluate --workdir=runs/paper --temperature=0.1,0.2,0.38
+colorjax evaluate --workdir=runs/paper --data-dir=~/food --split=validation --frechet
+"""
 
 
-def main() -> None:
-    """Runs the command."""
-    flags.DEFINE_string("workdir", None, "The --workdir of train.py.", required=True)
-    flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which photos.")
-    flags.DEFINE_string("data_dir", None, "Where the photographs lie now, if not in the run's own config.data.dir.")
-    flags.DEFINE_list(
-        "temperature", [], "Of the annealed mean, instead of the run's own; several, as 0.1,0.2,0.4, are a sweep."
+def add_arguments(parser: Parser) -> None:
+    """Adds the command's arguments."""
+    add = parser.add_argument
+    add(
+        "--workdir",
+        type=existing_run,
+        required=True,
+        metavar="DIR",
+        help="the --workdir of a training, or an exported folder of tensors",
     )
-    flags.DEFINE_bool(
-        "frechet", False, "Also the Fréchet distance of EfficientNet-Lite0 features, at 0.4 GFLOP a photo."
+    add("--split", default="test", choices=("train", "validation", "test"), help="which photos to measure")
+    add("--data-dir", metavar="DIR", help="where the photos are; by default the training's config.data.dir")
+    add("--out", type=Path, metavar="DIR", help="folder for the results; by default WORKDIR/evaluation/SPLIT")
+    add(
+        "--temperature",
+        type=listed(number(float, 0, 1)),
+        default=[],
+        metavar="T,…",
+        help="decoding temperature, by default the training's; several values, as in 0.1,0.2,0.4, add a table of all",
     )
-    flags.DEFINE_string("lpips_weights", None, "Also LPIPS, with the weights in this .npz file.")
-    flags.DEFINE_string("inception_weights", None, "Also FID, with the weights in this .npz file.")
-    app.run(_main)
+    add("--frechet", action="store_true", help="add the Fréchet distance between EfficientNet-Lite0 features")
+    add(
+        "--lpips-weights",
+        metavar="FILE",
+        help="add LPIPS; the .npz file comes from `colorjax weights lpips`",
+    )
+    add("--inception-weights", metavar="FILE", help="add FID, with Inception's weights in this .npz file")
 
 
-def _main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; every setting is a --flag")
+def run(args: argparse.Namespace) -> None:
+    """Evaluates."""
+    from colorjax.cli.terminal import log_to_terminal
+    from colorjax.evaluation.evaluate import evaluate
+    from colorjax.run import compilation
+
     log_to_terminal()
     compilation.keep_compiled_programs()
-    values = flags.FLAGS
-    try:
-        temperature = [float(t) for t in values.temperature]
-    except ValueError as error:
-        raise app.UsageError(f"--temperature={','.join(values.temperature)}: {error}") from error
     evaluate(
-        values.workdir,
-        split=values.split,
-        data_dir=values.data_dir,
-        temperature=temperature or None,
-        frechet=values.frechet,
-        lpips_weights=values.lpips_weights,
-        inception_weights=values.inception_weights,
+        args.workdir,
+        split=args.split,
+        data_dir=args.data_dir,
+        out=args.out,
+        temperature=args.temperature or None,
+        frechet=args.frechet,
+        lpips_weights=args.lpips_weights,
+        inception_weights=args.inception_weights,
     )

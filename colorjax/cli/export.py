@@ -1,31 +1,53 @@
 """`colorjax export`: writes a colorizer for other programs."""
 
-from absl import app, flags
+import argparse
+from pathlib import Path
 
-from colorjax.cli.terminal import log_to_terminal
-from colorjax.export.formats import FORMATS, export
-from colorjax.run.portable import MAX_SHARD_SIZE
+from colorjax.cli.arguments import CHECKPOINT, Parser, number
+from colorjax.cli.errors import as_usage_error
+
+FORMATS = ("safetensors", "npz", "stablehlo", "onnx", "hub")
+DESCRIPTION = """Writes a colorizer into a new folder, for other programs to load.
+
+formats:
+  safetensors  the parameters; colorjax and any program that reads safetensors load them
+  npz          the parameters, for NumPy
+  stablehlo    the program with its parameters, for JAX on CPU, CUDA and TPU
+  onnx         the program with its parameters, for ONNX Runtime and others; needs `pip install onnx`
+  hub          safetensors and a model card, for the Hugging Face Hub
+
+Each folder also has config.json and classes.json."""
+
+EXAMPLES = """
+colorjax export --checkpoint=runs/paper --format=safetensors --out=exported/paper
+colorjax predict old.jpg --checkpoint exported/paper --out colored
+"""
 
 
-def main() -> None:
-    """Runs the command."""
-    flags.DEFINE_string("workdir", None, "The --workdir of train.py, or an exported folder of tensors.", required=True)
-    flags.DEFINE_enum("format", None, FORMATS, "What to write.", required=True)
-    flags.DEFINE_string("out", None, "The new folder.", required=True)
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Of the tensors in files.")
-    flags.DEFINE_integer("max_shard_size", MAX_SHARD_SIZE, "Bytes of a safetensors file at most.", lower_bound=1)
-    app.run(_main)
+def add_arguments(parser: Parser) -> None:
+    """Adds the command's arguments."""
+    add = parser.add_argument
+    add("--checkpoint", "--workdir", required=True, metavar="PATH", help=f"the colorizer: {CHECKPOINT}")
+    add("--format", required=True, choices=FORMATS, help="what to write")
+    add("--out", type=Path, required=True, metavar="DIR", help="the new folder")
+    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the tensors in files")
+    add("--max-shard-size", type=number(int, 1), metavar="BYTES", help="of a safetensors file, by default 5 GB")
 
 
-def _main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; every setting is a --flag")
-    values = flags.FLAGS
+def run(args: argparse.Namespace) -> None:
+    """Writes the folder."""
+    from colorjax.cli.terminal import log_to_terminal
+    from colorjax.export.formats import export
+    from colorjax.run.locate import locate
+    from colorjax.run.portable import MAX_SHARD_SIZE
+
     log_to_terminal()
+    with as_usage_error(FileNotFoundError, ValueError, flag="--checkpoint"):
+        folder = locate(args.checkpoint)
     export(
-        values.workdir,
-        values.out,
-        format=values.format,
-        dtype=values.dtype,
-        max_shard_size=values.max_shard_size,
+        folder,
+        args.out,
+        format=args.format,
+        dtype=args.dtype,
+        max_shard_size=args.max_shard_size or MAX_SHARD_SIZE,
     )

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import tempfile
@@ -15,9 +14,12 @@ from typing import IO, Any
 
 import numpy as np
 
+from colorjax import atomic
 from colorjax.photos.predictor import Predictor
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+_CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}  # ffmpeg's names
+
+SUFFIXES = tuple(_CONTAINERS)
 """Of the files that are taken for films."""
 
 _CUT = 12.0  # of L, the mean change from one frame to the next that begins another scene
@@ -88,22 +90,22 @@ def colorize_video(
 
     Raises:
         FileNotFoundError: if there is no ffmpeg.
-        ValueError: if ffmpeg cannot read the film, or write it; says what ffmpeg said.
+        ValueError: if ffmpeg cannot read the film, or write it; quotes ffmpeg.
     """
     if not shutil.which("ffmpeg") or not shutil.which("ffprobe"):
         raise FileNotFoundError("films need ffmpeg and ffprobe, which are not here: install ffmpeg")
     smoother = Smoother(smoothing)
     rate, sample_aspect = _probe(source)
-    temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(4)}{target.suffix}")
     frames = 0
     with contextlib.ExitStack() as stack:
-        stack.callback(temporary.unlink, missing_ok=True)
+        temporary = stack.enter_context(atomic.replacing(target))
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         encoder: _Encoder | None = None
         for batch in _batches(_frames(source, rate), predictor.batch_size):
             if encoder is None:
                 height, width = batch[0].shape[:2]
-                encoder = stack.enter_context(_Encoder(source, temporary, height, width, rate, sample_aspect))
+                suffix = target.suffix.lower()
+                encoder = stack.enter_context(_Encoder(source, temporary, suffix, height, width, rate, sample_aspect))
             smoothed = [
                 replace(p, color=smoother(p.ab(temperature=temperature), p.guide))
                 for p in predictor.predict(batch, style=style, hint=hint)
@@ -114,7 +116,6 @@ def colorize_video(
         if encoder is None:
             raise ValueError(f"{source}: ffmpeg finds no frame in it")
         encoder.finish()
-        temporary.replace(target)
     return frames
 
 
@@ -136,8 +137,8 @@ def _frames(source: Path, rate: str) -> Iterator[np.ndarray]:
     command = ["ffmpeg", "-nostdin", "-v", "error", *_confined(source), "-map", "0:v:0", "-r", rate]
     command += ["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"]
     with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, stdin=subprocess.DEVNULL) as process,
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL) as process,
     ):
         assert process.stdout is not None
         try:
@@ -149,7 +150,7 @@ def _frames(source: Path, rate: str) -> Iterator[np.ndarray]:
                 if len(data) == width * height * 3:
                     yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
             if process.wait():
-                raise ValueError(f"{source}: ffmpeg stopped reading it ({_said(said)})")
+                raise ValueError(f"{source}: ffmpeg stopped reading it ({_message(errors)})")
         finally:
             process.kill()
 
@@ -157,16 +158,17 @@ def _frames(source: Path, rate: str) -> Iterator[np.ndarray]:
 class _Encoder:
     """ffmpeg, writing a film of the frames it is given, with the sound of another file."""
 
-    def __init__(self, source: Path, target: Path, height: int, width: int, rate: str, sample_aspect: str):
-        codec = _VP9 if target.suffix.lower() == ".webm" else _H264
+    def __init__(self, source: Path, target: Path, suffix: str, height: int, width: int, rate: str, sample_aspect: str):
+        codec = _VP9 if suffix == ".webm" else _H264
         filters = f"pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709:out_range=tv,setsar={sample_aspect}"
         command = ["ffmpeg", "-nostdin", "-v", "error", "-y"]
         command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "pipe:0"]
         command += [*_confined(source), "-map", "0:v", "-map", "1:a?", "-map_metadata", "1", "-c:a", "copy"]
         command += ["-vf", filters, *codec, "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
+        command += ["-f", _CONTAINERS[suffix], f"file:{target}"]
         self._shape = (height, width, 3)
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
-        self._process = subprocess.Popen([*command, f"file:{target}"], stdin=subprocess.PIPE, stderr=self._said)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._stderr)
 
     def __enter__(self) -> "_Encoder":
         return self
@@ -174,7 +176,7 @@ class _Encoder:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
-        self._said.close()
+        self._stderr.close()
 
     def write(self, rgb: np.ndarray) -> None:
         """Adds a frame, uint8 [H, W, 3].
@@ -200,7 +202,7 @@ class _Encoder:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         if self._process.wait():
-            raise ValueError(f"ffmpeg cannot write the film ({_said(self._said)})")
+            raise ValueError(f"ffmpeg cannot write the film ({_message(self._stderr)})")
 
 
 def _confined(source: Path) -> list[str]:
@@ -220,9 +222,9 @@ def _batches(frames: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarra
             yield batch
 
 
-def _said(stderr: IO[bytes]) -> str:
+def _message(stderr: IO[bytes]) -> str:
     stderr.seek(0)
-    return _last_line(stderr.read().decode(errors="replace")) or "without a word"
+    return _last_line(stderr.read().decode(errors="replace")) or "without a message"
 
 
 def _last_line(text: str) -> str:

@@ -10,13 +10,13 @@ ORIENTATION = 0x0112
 """EXIF's tag."""
 
 _EXIF_PREFIX = b"Exif\0\0"
-# Tags of a TIFF that say how its pixels lie in the file, or stand for themselves in `metadata`.
-_TIFF_STRUCTURE = frozenset(
+TIFF_STRUCTURE = frozenset(
     (
         *(*range(254, 260), *range(262, 267), 273, ORIENTATION, *range(277, 282), 284, *range(290, 294), 301),
         *(*range(317, 348), *range(512, 533), 700, 34377, 34675),
     )
 )
+"""Tags of a TIFF that describe how its pixels are stored, or that have entries of their own in `metadata`."""
 
 
 def read(image: Image.Image) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _exif_of_tiff(image: Image.Image) -> bytes:
     # A TIFF's EXIF is its own directory, pixels' layout and all.
     source, kept = image.getexif(), Image.Exif()
     for tag in source:
-        if tag not in _TIFF_STRUCTURE:
+        if tag not in TIFF_STRUCTURE:
             kept[tag] = dict(source.get_ifd(tag)) if tag in (34665, 34853) else source[tag]
     if not len(kept):
         return b""

@@ -1,9 +1,9 @@
 """Prediction: any photo in, the color photo out at its own size.
 
-    from colorjax.photos.predictor import Predictor
-    colored = Predictor("runs/paper").colorize([photo])
+    from colorjax import Predictor
+    colored = Predictor().colorize([photo])
 
-`colorjax predict PHOTO… --out DIR --checkpoint WORKDIR` colors files; `--help` lists its options.
+`colorjax predict` colors files.
 """
 
 import functools
@@ -20,12 +20,16 @@ from colorjax.model.program import Program, Tree
 from colorjax.photos import resample
 from colorjax.run import compilation
 from colorjax.run.config import Config
+from colorjax.run.locate import locate
 from colorjax.run.trained import load_trained
+
+MAX_SIZE = 4096  # pixels of the working size; a batch's activations take gigabytes long before
+MAX_BATCH_SIZE = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the network says of one photo; `render` makes pictures of it without the network.
+    """What the network predicts for one photo; `render` makes pictures of it without the network.
 
     Attributes:
         photo: the photo as it was given, not a copy.
@@ -101,26 +105,26 @@ class Predictor:
     size: int
     batch_size: int
 
-    def __init__(self, path: str | Path, *, size: int | None = None, batch_size: int = 8):
+    def __init__(self, checkpoint: str | Path | None = None, *, size: int | None = None, batch_size: int = 8):
         """Loads a colorizer. Its program is compiled at the first photo.
 
         Args:
-            path: as trained.load_trained takes it: the --workdir of train.py, or an exported folder.
-            size: working size in pixels, a multiple of 8, 32 or more; by default what it was trained with.
-            batch_size: photos that the network sees at once.
+            checkpoint: a run's workdir, an exported folder, or the name of shipped weights; None is `locate.DEFAULT`.
+            size: working size in pixels, a multiple of 8 in 32…MAX_SIZE; by default what it was trained with.
+            batch_size: photos that the network sees at once, 1…MAX_BATCH_SIZE.
 
         Raises:
             FileNotFoundError: if there is no colorizer.
-            ValueError: if the size or the batch size cannot be.
+            ValueError: if the size or the batch size is out of its range, or as `trained.load_trained`.
         """
-        trained = load_trained(path)
+        if size is not None and (size % 8 or not 32 <= size <= MAX_SIZE):
+            raise ValueError(f"size is {size}; it must be a multiple of 8 between 32 and {MAX_SIZE}")
+        if not 1 <= batch_size <= MAX_BATCH_SIZE:
+            raise ValueError(f"batch_size is {batch_size}; it must be between 1 and {MAX_BATCH_SIZE}")
+        trained = load_trained(locate(checkpoint))
         self.config, self.class_names = trained.config, trained.class_names
         self.size = self.config.data.image_size if size is None else size
         self.batch_size = batch_size
-        if self.size % 8 or self.size < 32:
-            raise ValueError(f"size is {size}; it must be a multiple of 8, 32 or more")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
         self._params, self._stats = jax.device_put((trained.params, trained.stats))
         self._forward = jax.jit(
             functools.partial(_forward, trained.program(), self.config.model.output_stride),
@@ -139,7 +143,8 @@ class Predictor:
             hint: name or number of a class, which the global features are moved to until the classifier says so.
 
         Raises:
-            ValueError: for an array that is no photo, an unknown class, or a model whose colors depend on neither.
+            ValueError: for an array that is not a photo, an unknown class, a model whose colors depend on neither style
+                nor class, or a prediction that is not finite.
         """
         for i, photo in enumerate(photos):
             _check(photo, f"photo {i}")
@@ -172,19 +177,19 @@ class Predictor:
         Raises:
             ValueError: if there is none; names those that are like it.
         """
-        wanted = _spelled(hint)
-        names = [_spelled(name) for name in self.class_names]
+        wanted = _normalized(hint)
+        names = [_normalized(name) for name in self.class_names]
         if wanted in names:
             return names.index(wanted)
         if hint.isdigit() and int(hint) < len(names):
             return int(hint)
-        like = [name for name, spelled in zip(self.class_names, names, strict=True) if wanted in spelled]
-        shown = ", ".join(like or self.class_names[:8]) + ("" if like else ", …")
+        similar = [name for name, normalized in zip(self.class_names, names, strict=True) if wanted in normalized]
+        shown = ", ".join((similar or self.class_names)[:8]) + ("" if similar else ", …")
         raise ValueError(f"hint is {hint!r}, no class of this colorizer; its {len(names)} classes are {shown}")
 
     def _run(self, photos: Sequence[np.ndarray], style: np.ndarray | None, hint: int | None) -> list[Prediction]:
         # Squeezed into the square that the network was trained on. Its colors are better so than at the photo's own
-        # aspect ratio; docs/predict.md has the comparison.
+        # aspect ratio; docs/color.md has the comparison.
         trained_size = self.config.data.image_size
         squares = [_square(photo, self.size) for photo in photos]
         trained = None if self.size == trained_size else [_square(photo, trained_size) for photo in photos]
@@ -201,6 +206,9 @@ class Predictor:
                 None if hint is None else np.full(padded, hint, np.int32),
             )
         )
+        count = len(photos)
+        if not all(np.isfinite(x[:count]).all() for x in (color, probabilities)):
+            raise ValueError("the prediction is not finite (NaN or infinite): the colorizer's weights are damaged")
         temperature = self.config.decode.temperature
         return [
             Prediction(photo, color[i], guide[i], probabilities[i], self.class_names, temperature)
@@ -257,7 +265,7 @@ def _padded(photos: list[np.ndarray], count: int) -> np.ndarray:
     return np.stack(photos + photos[:1] * (count - len(photos)))
 
 
-def _spelled(name: str) -> str:
+def _normalized(name: str) -> str:
     return name.strip().lower().replace("_", " ").replace("-", " ")
 
 

@@ -1,4 +1,4 @@
-"""The encoders behind `photofile.write_photo`: JPEG, WebP, and PNG and TIFF of 8 or 16 bits."""
+"""The encoders behind `files.write_photo`: JPEG, WebP, and PNG and TIFF of 8 or 16 bits."""
 
 import io
 import struct
@@ -8,6 +8,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, PngImagePlugin, TiffImagePlugin
+
+from colorjax.photos.metadata import TIFF_STRUCTURE
 
 _Writer = Callable[[np.ndarray, np.ndarray | None, dict[str, Any], BinaryIO, int], None]
 _BAND = 1 << 22  # bytes that are filtered and compressed as one
@@ -88,11 +90,8 @@ def _tiff(rgb: np.ndarray, alpha: np.ndarray | None, metadata: dict[str, Any], t
         difference[:, 1:] -= band[:, :-1]
         strips.append(zlib.compress(difference.astype(difference.dtype.newbyteorder("<"), copy=False).tobytes()))
     ifd = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
-    exif = Image.Exif()
-    exif.load(metadata.get("exif", b""))
-    for tag in exif:
-        nested = tag in (34665, 34853)
-        ifd[tag] = dict(exif.get_ifd(tag)) if nested else exif[tag]
+    for tag, value in _exif_tags(metadata.get("exif", b"")):
+        ifd[tag] = value
     if "dpi" in metadata:
         ifd[296], (ifd[282], ifd[283]) = 2, metadata["dpi"]
     if "xmp" in metadata:
@@ -112,6 +111,37 @@ def _tiff(rgb: np.ndarray, alpha: np.ndarray | None, metadata: dict[str, Any], t
     ifd.save(target)
     for strip in strips:
         target.write(strip)
+
+
+def _exif_tags(exif: bytes) -> Iterator[tuple[int, Any]]:
+    """The tags of EXIF data, and its nested directories as dicts, without those that cannot be written again."""
+    read = Image.Exif()
+    try:
+        read.load(exif)
+    except Exception:  # foreign bytes: SyntaxError, struct.error and others
+        return
+    for tag in read:
+        if tag in TIFF_STRUCTURE:
+            continue
+        try:
+            value = dict(read.get_ifd(tag)) if tag in (34665, 34853) else read[tag]
+        except Exception:
+            continue
+        if isinstance(value, dict):
+            yield tag, {key: x for key, x in value.items() if _is_writable(key, x)}
+        elif _is_writable(tag, value):
+            yield tag, value
+
+
+def _is_writable(tag: int, value: Any) -> bool:
+    """Whether Pillow can write a tag that it has read, whose value may be broken."""
+    ifd = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
+    try:
+        ifd[tag] = value
+        ifd.tobytes()
+    except Exception:
+        return False
+    return True
 
 
 def _bands(rgb: np.ndarray, alpha: np.ndarray | None) -> Iterator[np.ndarray]:

@@ -1,15 +1,9 @@
-"""Prediction and its command line, of a colorizer with random parameters."""
+"""Prediction and films, by a colorizer with random parameters."""
 
-import io
-import os
 import shutil
 import subprocess
-import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +14,11 @@ import skimage.color
 from PIL import Image
 
 from colorjax import color
-from colorjax.cli import predict
-from colorjax.cli.predict import main
 from colorjax.model.colorizer import Outputs
 from colorjax.model.decode import decode_photo
 from colorjax.model.program import build_program
-from colorjax.photos import films
-from colorjax.photos.files import read_photo
+from colorjax.photos import films, pipeline
+from colorjax.photos.inputs import Job
 from colorjax.photos.predictor import Predictor
 from colorjax.run.trained import load_trained
 
@@ -40,13 +32,6 @@ def predictor(untrained: Path) -> Predictor:
 def photos() -> list[np.ndarray]:
     coffee, rocket = mixed_photos.small_pixels("coffee.png"), mixed_photos.small_pixels("rocket.jpg")
     return [coffee, rocket[..., 0].astype(np.uint16) * 257, np.dstack([coffee, coffee[..., :1]]), coffee[:30, :20]]
-
-
-def run(*arguments: Any) -> int:
-    with pytest.raises(SystemExit) as exit:
-        main([str(a) for a in arguments])
-    assert isinstance(exit.value.code, int)
-    return exit.value.code
 
 
 def test_the_network_is_the_evaluation_s(untrained: Path, predictor: Predictor) -> None:
@@ -145,157 +130,6 @@ def test_what_cannot_be_is_refused(untrained: Path, predictor: Predictor, photos
         prediction.render(saturation=-0.5)
 
 
-def test_a_folder_of_fifty_mixed_files(untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, out = tmp_path / "in", tmp_path / "out"
-    mixed = mixed_photos.write_all(source, huge=(1000, 1500))
-    assert run(source, "--out", out, "--checkpoint", untrained) == 1
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("not colored: ")]
-    refused = [photo.name for photo in mixed if photo.refused]
-    assert len(errors) == len(refused)
-    assert all(any(name in error for error in errors) for name in refused)
-
-    written = {path.name for path in out.iterdir()}
-    assert written == {
-        str(Path(p.name).with_suffix(".png")) if Path(p.name).suffix in (".gif", ".bmp") else p.name
-        for p in mixed
-        if not p.refused
-    } - {"animated.png"} | {"animated.png", "animated-2.png"}
-    for photo in mixed:
-        if photo.refused or photo.name.startswith("animated"):
-            continue
-        name = photo.name.replace(".bmp", ".png")
-        got, given = read_photo(out / name), read_photo(source / photo.name)
-        assert got.pixels.shape[:2] == given.pixels.shape[:2], name
-        assert (got.alpha is None) == (given.alpha is None), name
-        assert given.metadata.keys() - got.metadata.keys() == set(), name
-        if Path(name).suffix.lower() in (".png", ".tif", ".tiff"):
-            assert got.pixels.dtype == given.pixels.dtype, name
-            most = np.iinfo(got.pixels.dtype).max
-            rgb = np.stack([given.pixels] * 3, -1) if given.pixels.ndim == 2 else given.pixels
-            l, kept = (skimage.color.rgb2lab(x / most)[..., 0] for x in (rgb, got.pixels))
-            assert np.abs(l - kept).max() < 0.2, name
-            if got.alpha is not None:
-                np.testing.assert_array_equal(got.alpha, given.alpha)
-    assert Image.open(out / "turned 6.jpg").getexif()[0x010E] == "a cup"
-
-    # Again: what is there is skipped, unless it is wanted.
-    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert run(source / "rgb.png", source / "*.tif", "--out", out, "--checkpoint", untrained) == 1  # the truncated one
-    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
-    assert "rgb.png: skipped" in capsys.readouterr().err
-    options = ("--overwrite", "--saturation", 0, "--hint", "coffee", "--temperature", 1)
-    assert run(source / "rgb.png", "--out", out, "--checkpoint", untrained, *options) == 0
-    assert np.ptp(read_photo(out / "rgb.png").pixels.astype(int), axis=-1).max() <= 1
-
-
-def test_folders_names_and_what_lies_in_the_way(
-    untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    photo = mixed_photos.small_image("coffee.png")
-    for name in ("a/x.png", "a/b/x.png", "c/x.jpg", "c/x.bmp", "a/.hidden.png", "a/notes.txt"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        photo.save(path, format="PNG")
-    out = tmp_path / "a" / "out"
-    base = ("--checkpoint", untrained, "--out", out)
-    assert run(tmp_path / "a", tmp_path / "c" / "x.jpg", tmp_path / "c" / "x.bmp", *base, "--format", "webp") == 0
-    assert sorted(p.name for p in out.iterdir()) == ["x-2.webp", "x-3.webp", "x.webp"]
-    assert Image.open(out / "x.webp").format == "WEBP"
-    # Its own results, below it, are no input.
-    assert run(tmp_path / "a", *base, "--recursive") == 0
-    assert (out / "b" / "x.png").exists()
-    assert (out / "x.png").exists()
-    assert len(list(out.rglob("*.*"))) == 5
-    # Never over the input.
-    before = (tmp_path / "a" / "x.png").read_bytes()
-    assert (
-        run(tmp_path / "a" / "x.png", tmp_path / "absent.png", "--checkpoint", untrained, "--out", tmp_path / "a") == 1
-    )
-    said = capsys.readouterr().err
-    assert "would write over it" in said
-    assert "absent.png: no such file" in said
-    assert (tmp_path / "a" / "x.png").read_bytes() == before
-
-
-def test_wrong_arguments_end_it_before_it_begins(
-    untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for arguments, message in (
-        (("x.png",), "--out is missing"),
-        (("x.png", "-", "--out", tmp_path), "goes without other inputs"),
-        (("x.png", "--out", tmp_path, "--quality", "0"), "'0' is no number of 1…100"),
-        (("x.png", "--out", tmp_path, "--temperature", "warm"), "'warm' is no number"),
-        (("x.png", "--out", tmp_path, "--hint", "soup"), "its 8 classes are"),
-        (("x.png", "--out", tmp_path, "--style", tmp_path / "no.jpg"), "no.jpg"),
-        (("x.png", "--out", tmp_path, "--size", "7"), "size is 7"),
-    ):
-        assert run(*arguments, "--checkpoint", untrained) == 2
-        assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_one_photo_through_a_pipe_and_the_command_s_memory(untrained: Path, tmp_path: Path) -> None:
-    """In a process of its own: a small photo through the pipe, then a large one within 20 bytes a pixel more.
-
-    3 GB for 100 megapixels leave more: 30 bytes a pixel.
-    """
-    photo = mixed_photos.small_image("retina.jpg")
-    small, large = tmp_path / "small.png", tmp_path / "large.png"
-    photo.save(small)
-    photo.resize((3600, 2500), Image.Resampling.NEAREST).save(large, compress_level=1)
-    script = """
-import resource, sys
-from colorjax import command
-peaks = []
-for arguments in (["-"], [sys.argv[2], "--out", sys.argv[3]]):
-    try:
-        main([*arguments, "--checkpoint", sys.argv[1]])
-    except SystemExit as exit:
-        assert exit.code == 0
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-print((peaks[1] - peaks[0]) / (3600 * 2500), file=sys.stderr)
-print("tensorflow" in sys.modules, file=sys.stderr)
-"""
-    arguments = [sys.executable, "-c", script, str(untrained), str(large), str(tmp_path / "out")]
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    done = subprocess.run(arguments, input=small.read_bytes(), capture_output=True, check=False, env=environment)
-    said = done.stderr.decode()
-    assert done.returncode == 0, said
-    piped = Image.open(io.BytesIO(done.stdout))
-    assert (piped.format, piped.size, piped.mode) == ("PNG", photo.size, "RGB")
-    *_, per_pixel, tensorflow = said.split()
-    assert float(per_pixel) < 20
-    assert tensorflow == "False"
-
-
-def test_an_interruption_leaves_whole_files_only(
-    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, out = tmp_path / "in", tmp_path / "out"
-    source.mkdir()
-    for i in range(6):
-        mixed_photos.small_image("coffee.png").save(source / f"{i}.png")
-    begun, original = threading.Event(), predict.write_photo
-
-    def slow(*args: Any, **options: Any) -> None:
-        begun.set()
-        time.sleep(0.2)
-        original(*args, **options)
-
-    def interrupted(self: Any) -> None:
-        begun.wait(10)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(predict, "write_photo", slow)
-    monkeypatch.setattr(predict._Progress, "done", interrupted)
-    assert run(source, "--out", out, "--checkpoint", untrained) == 130
-    written = list(out.iterdir())
-    assert 0 < len(written) < 6
-    for path in written:
-        read_photo(path)  # whole
-
-
 def test_colors_are_smoothed_over_time_but_not_over_cuts() -> None:
     rng = np.random.default_rng(0)
     guide = rng.uniform(0, 100, (8, 8)).astype(np.float32)
@@ -322,7 +156,7 @@ def test_colors_are_smoothed_over_time_but_not_over_cuts() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="films need ffmpeg")
-def test_a_film_keeps_its_sound_rate_and_lightness(untrained: Path, tmp_path: Path) -> None:
+def test_a_film_keeps_its_sound_rate_and_lightness(predictor: Predictor, tmp_path: Path) -> None:
     film, out = tmp_path / "film.mp4", tmp_path / "out"
     make = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=size=97x64:rate=12:duration=0.5"]
     make += [
@@ -339,9 +173,13 @@ def test_a_film_keeps_its_sound_rate_and_lightness(untrained: Path, tmp_path: Pa
         str(film),
     ]
     subprocess.run(make, check=True)
-    (tmp_path / "broken.mkv").write_bytes(b"no film")
-    assert run(film, tmp_path / "broken.mkv", "--out", out, "--checkpoint", untrained) == 1
-    assert [p.name for p in out.iterdir()] == ["film.mp4"]
+    broken, long = tmp_path / "broken.mkv", "写" * 83 + ".mp4"
+    broken.write_bytes(b"no film")
+    jobs = [Job(film, out / "film.mp4"), Job(broken, out / "broken.mkv"), Job(film, out / long)]
+    results = list(pipeline.color_files(jobs, predictor, pipeline.Look()))
+    assert [result.notes for result in results] == [("6 frames",), (), ("6 frames",)]
+    assert "broken.mkv: no film that ffmpeg can read" in str(results[1].error)
+    assert {path.name for path in out.iterdir()} == {"film.mp4", long}
     probe = [
         "ffprobe",
         "-v",

@@ -1,0 +1,247 @@
+"""The `colorjax` command: its help, its errors, and the configuration that --config and its overrides give."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colorjax.cli import COMMANDS, configuration, main
+from colorjax.cli.errors import UsageError, one_line, printable, run_command
+from colorjax.run import locate
+from colorjax.run.workdir import save_class_names, save_config
+from configs import paper, quickstart
+
+
+def run(*arguments: Any) -> int:
+    with pytest.raises(SystemExit) as exit:
+        main([str(argument) for argument in arguments])
+    assert isinstance(exit.value.code, int)
+    return exit.value.code
+
+
+def test_help_needs_neither_jax_nor_tensorflow() -> None:
+    script = f"""
+import sys
+from colorjax.cli import main
+for command in {list(COMMANDS)}:
+    try:
+        main([command, "--help"])
+    except SystemExit as exit:
+        assert exit.code == 0
+print(sorted({{"jax", "flax", "tensorflow", "numpy", "PIL", "gradio"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in COMMANDS:
+        assert f"usage: colorjax {command}" in done.stdout
+    assert done.stdout.count("\nexamples:\n") == len(COMMANDS)
+
+
+def test_importing_the_package_is_light_and_gives_the_predictor() -> None:
+    script = """
+import sys, colorjax
+assert not {"jax", "numpy"} & sys.modules.keys()
+from colorjax import Predictor
+print(Predictor.__module__, colorjax.__version__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    module, version = done.stdout.split()
+    assert module == "colorjax.photos.predictor"
+    assert version[0].isdigit()
+
+
+def test_the_front_lists_the_commands_and_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == run() == run("--version") == 0
+    text = capsys.readouterr().out
+    for command, what in COMMANDS.items():
+        assert f"  {command:10}{what}" in text
+    assert text.splitlines()[-1].startswith("colorjax ")
+
+
+def test_wrong_arguments_are_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    (tmp_path / "run" / "joint" / "checkpoints" / "400").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    below = tmp_path / "run" / "joint" / "checkpoints" / "400"
+    broken, empty = tmp_path / "broken.py", tmp_path / "empty.py"
+    broken.write_text("def get_config(:\n")
+    empty.write_text("")
+    for arguments, message in (
+        (["trian"], "'trian' is not a command of colorjax; did you mean train?"),
+        (["xyz"], "the commands are predict, demo, train"),
+        (
+            ["train", "--config.joint.stpes=10"],
+            "--config.joint.stpes: there is no such field; did you mean joint.steps?",
+        ),
+        (["train", "--config.x=10"], "--config.x: there is no such field; `colorjax train --config=FILE --fields`"),
+        (["train", "--config.joint.steps=ten"], "--config.joint.steps is 'ten'; it must be a whole number"),
+        (["train", "--config.model.fusion=maybe"], "--config.model.fusion is 'maybe'; it must be true or false"),
+        (["train", "--config.augment.scale=a,b"], "is 'a,b'; it must be values with commas between, as in (0.8, 1.25)"),
+        (["train", "--config.joint.steps=-1"], "--config: joint.steps is -1; it must be 0 or more"),
+        (["train", "--config.joint=1"], "--config.joint is a section; its fields are joint.accumulate"),
+        (
+            ["train", "--config=configs/papr.py"],
+            "configs/papr.py, and there is no such file; did you mean configs/paper.py?",
+        ),
+        (["train", "--config=nowhere/x.py"], "there is no such file; configs has configs/food64.py"),
+        (["train", "--config=configs/paper.py:no_fusio"], "there is no row 'no_fusio'; did you mean no_fusion?"),
+        (["train", f"--config={broken}"], "broken.py, which cannot be loaded: SyntaxError: invalid syntax"),
+        (["train", f"--config={empty}"], "empty.py, which has no function get_config"),
+        (["train", f"--workdir={file}"], f"--workdir: '{file}' is a file; give a folder"),
+        (["train", f"--workdir={below}"], f"did you mean the folder above, '{tmp_path / 'run'}'?"),
+        (["train", "--workdir=gs://bucket/run"], "'gs://bucket/run' is a URL; give a folder of this machine"),
+        (["train", "--wrkdir=x"], "--wrkdir is not an argument of colorjax train; did you mean --workdir?"),
+        (["train", "--processes=0"], "--processes: '0' is not a whole number of 1 or more"),
+        (["evaluate", f"--workdir={tmp_path / 'absent'}"], "absent' does not exist; give the --workdir of a run"),
+        (["evaluate", f"--workdir={below}"], "did you mean the folder above"),
+        (["evaluate", f"--workdir={tmp_path}", "--temperature=0.1,5"], "'5' is not a number between 0 and 1"),
+        (["ablate", f"--workdir={tmp_path}"], "--config is missing; only --report needs none"),
+        (["ablate", f"--workdir={tmp_path}", "--config=configs/paper.py", "--config.seed=1"], "give --seeds"),
+        (["ablate", f"--workdir={tmp_path}", "--config=configs/paper.py", "--seeds=0,x"], "'x' is not a whole number"),
+        (["ablate", f"--workdir={tmp_path}", "--config=configs/paper.py", "--rows=all,x"], "--rows names x"),
+        (
+            ["data", "--config=configs/paper.py", "--out=x", "--splits=tset"],
+            "'tset' is not a split; the splits are train",
+        ),
+        (["data", "--config=configs/paper.py", "--out=x", "--config.data.source=packed"], "it must be food101, folder"),
+        (["prior", "--config=configs/paper.py"], "--out is missing: give --out=FILE, or --config.data.dir=DIR"),
+        (["export", "--checkpoint=x", "--out=y", "--format=zip"], "--format: invalid choice: 'zip'"),
+        (["export", f"--workdir={below}", "--out=y", "--format=npz"], "did you mean the folder above"),
+        (["demo", "--checkpoint=nothing"], "nothing is neither a folder nor the name of shipped weights"),
+        (["demo", "--port=0"], "--port: '0' is not a whole number between 1 and 65535"),
+        (["weights", "lpips"], "lpips needs the file with its weights, and --out=FILE.npz"),
+    ):
+        assert run(*arguments) == 2, arguments
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
+        assert len(line) <= 310
+
+
+def raised(error: BaseException, *, module: str = "colorjax.somewhere") -> Callable[[], int]:
+    """A command that ends with an error, raised in a module of the package or elsewhere."""
+    scope: dict[str, Any] = {"__name__": module, "error": error}
+    exec("def command():\n    raise error", scope)
+    return scope["command"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (UsageError("--x is 1"), 2, "--x is 1"),
+        (ValueError("x is 1:\n  too small\n  give 2"), 1, "x is 1: too small; give 2"),
+        (FileNotFoundError(2, "No such file or directory", "a\x1b[2Jb"), 1, "a\\x1b[2Jb: No such file or directory"),
+        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
+        (ModuleNotFoundError("pip install onnx", name="onnx"), 1, "pip install onnx"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 1, "RESOURCE_EXHAUSTED: Out of memory"),
+        (NotImplementedError("no operator"), 1, "no operator"),
+        (MemoryError(), 1, "MemoryError"),
+    ],
+)
+def test_an_error_of_the_user_is_one_line(
+    error: Exception, status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(raised(error), debug=False) == status
+    assert capsys.readouterr().err == f"error: {message}\n"
+    with pytest.raises(type(error)):
+        run_command(raised(error), debug=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "module"),
+    [
+        (ValueError("shapes do not match"), "numpy.linalg"),
+        (TypeError("unexpected"), "colorjax.somewhere"),
+        (KeyError("x"), "colorjax.somewhere"),
+        (ImportError("cannot import name", name="colorjax.run"), "colorjax.somewhere"),
+    ],
+)
+def test_a_bug_has_its_traceback(error: Exception, module: str) -> None:
+    with pytest.raises(type(error)):
+        run_command(raised(error, module=module), debug=False)
+
+
+def test_ctrl_c_is_status_130_and_a_long_message_is_cut() -> None:
+    assert run_command(raised(KeyboardInterrupt()), debug=False) == 130
+    line = one_line(ValueError("x" * 5000 + "; delete it"))
+    assert len(line) == 300
+    assert line.endswith("x; delete it")
+    assert printable("写真 ümlaut\n\x1b[31m") == "写真 ümlaut\\n\\x1b[31m"
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    command = f"{sys.executable} -m colorjax train --fields | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("fields of configs/quickstart.py")
+    assert done.stderr == ""
+
+
+def test_overrides_have_the_type_of_their_field() -> None:
+    from colorjax.cli.arguments import Parser
+
+    parser = Parser("x", description="", examples="")
+    configuration.add_arguments(parser)
+    args = parser.parse(
+        [
+            "--config=configs/paper.py:no_fusion",
+            "--config.joint.steps=7",
+            "--config.joint.learning_rate",
+            "1",
+            "--config.data.download",
+            "--config.augment.flip=True",
+            "--config.augment.scale=0.5,2",
+            "--config.model.patch_kernels=(3, 3, 3)",
+            "--config.joint.carried=low_level,fusion",
+            "--config.data.dir=a=b",
+        ]
+    )
+    config = configuration.load(args.config, args.overrides)
+    expected = paper.get_config("no_fusion").unlock()
+    expected.joint.steps, expected.joint.learning_rate, expected.joint.carried = 7, 1.0, ("low_level", "fusion")
+    expected.data.download, expected.data.dir = True, "a=b"
+    expected.augment.flip, expected.augment.scale, expected.model.patch_kernels = True, (0.5, 2.0), (3, 3, 3)
+    assert config.to_dict() == expected.to_dict()
+    assert config.is_locked
+
+
+def test_fields_have_their_comments_and_rows_their_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--config=configs/quickstart.py", "--fields", "--config.joint.steps=7") == 0
+    lines = {line.split()[0]: line.split(maxsplit=1)[-1] for line in capsys.readouterr().out.splitlines() if line}
+    assert lines["joint.steps"] == "7"
+    assert lines["joint.optimizer"].startswith("'adam' ")
+    assert lines["joint.optimizer"].endswith("adam | adamw | adadelta (Iizuka)")  # the comment in configs/paper.py
+    assert lines["joint.carried"].endswith("to give as well.")  # above its line
+    assert lines["seed"].startswith("0 ")
+    assert lines["no_fusion"] == "model.fusion=False"
+    assert lines["rate_x3"] == "joint.learning_rate=0.003"
+    assert lines["steps_x4"] == "nothing"  # what is given on the command line wins
+    assert lines["full"] == "nothing"
+
+
+def test_weights_that_ship_are_found_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    save_config(quickstart.get_config(), other)
+    save_class_names(other, ("soup", "cake"))
+    monkeypatch.setattr(locate, "SHIPPED", tmp_path / "weights")
+    with pytest.raises(FileNotFoundError, match=r"no weights are shipped in .*: name a run's workdir"):
+        locate.locate()
+    assert run("weights") == 1
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "food101").symlink_to(other)
+    assert locate.locate() == locate.locate("food101") == tmp_path / "weights" / "food101"
+    assert locate.locate(other) == locate.locate(str(other)) == other
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "food101").mkdir()
+    assert locate.locate("food101") == tmp_path / "food101"  # a folder goes before a name
+    with pytest.raises(FileNotFoundError, match=r"food102 is neither .*\(shipped weights are food101\)"):
+        locate.locate("food102")
+    assert run("weights") == 0
+    text = capsys.readouterr().out.splitlines()[-1]
+    assert text.startswith("food101: sample, 2 classes, 64 pixels, ")

@@ -1,0 +1,364 @@
+"""`colorjax predict`: files, folders and pipes in, colored files out, whatever the files are like."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import mixed_photos
+import numpy as np
+import pytest
+import skimage.color
+from PIL import Image
+
+from colorjax.cli import main, predict
+from colorjax.photos import pipeline, predictor
+from colorjax.photos.files import read_photo
+from colorjax.photos.predictor import Predictor
+from colorjax.run import locate
+from colorjax.run.trained import Trained, load_trained
+
+
+@pytest.fixture(scope="module")
+def loaded(untrained: Path) -> Predictor:
+    return Predictor(untrained)
+
+
+@pytest.fixture
+def shared(loaded: Predictor, untrained: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of a test use one predictor, which compiles once; it is of the weights that ship."""
+    shipped = tmp_path_factory.mktemp("weights")
+    (shipped / locate.DEFAULT).symlink_to(untrained)
+    monkeypatch.setattr(locate, "SHIPPED", shipped)
+
+    def load(checkpoint: Path, **_: Any) -> Predictor:
+        assert checkpoint.samefile(untrained)
+        return loaded
+
+    monkeypatch.setattr(predictor, "Predictor", load)
+
+
+def run(*arguments: Any) -> int:
+    with pytest.raises(SystemExit) as exit:
+        main(["predict", *map(str, arguments)])
+    assert isinstance(exit.value.code, int)
+    return exit.value.code
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_folder_of_fifty_mixed_files(untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    mixed = mixed_photos.write_all(source, huge=(1000, 1500))
+    assert run(source, "--out", out, "--checkpoint", untrained) == 1
+    lines = capsys.readouterr().err.splitlines()
+    errors = [line for line in lines if line.startswith("not colored: ")]
+    refused = [photo.name for photo in mixed if photo.refused]
+    assert [line for line in lines if line.startswith(f"colored {50 - len(refused)} of 50 in ")]
+    assert [line for line in lines if line.startswith(f"not colored, {len(refused)}: ")]
+    assert lines[-1] == f"the results are in {out}"
+    assert len(errors) == len(refused)
+    assert all(any(name in error for error in errors) for name in refused)
+
+    written = {path.name for path in out.iterdir()}
+    assert written == {
+        str(Path(p.name).with_suffix(".png")) if Path(p.name).suffix in (".gif", ".bmp") else p.name
+        for p in mixed
+        if not p.refused
+    } - {"animated.png"} | {"animated.png", "animated-2.png"}
+    for photo in mixed:
+        if photo.refused or photo.name.startswith("animated"):
+            continue
+        name = photo.name.replace(".bmp", ".png")
+        got, given = read_photo(out / name), read_photo(source / photo.name)
+        assert got.pixels.shape[:2] == given.pixels.shape[:2], name
+        assert (got.alpha is None) == (given.alpha is None), name
+        assert given.metadata.keys() - got.metadata.keys() == set(), name
+        if Path(name).suffix.lower() in (".png", ".tif", ".tiff"):
+            assert got.pixels.dtype == given.pixels.dtype, name
+            most = np.iinfo(got.pixels.dtype).max
+            rgb = np.stack([given.pixels] * 3, -1) if given.pixels.ndim == 2 else given.pixels
+            l, kept = (skimage.color.rgb2lab(x / most)[..., 0] for x in (rgb, got.pixels))
+            assert np.abs(l - kept).max() < 0.2, name
+            if got.alpha is not None:
+                np.testing.assert_array_equal(got.alpha, given.alpha)
+    assert Image.open(out / "turned 6.jpg").getexif()[0x010E] == "a cup"
+
+    # Again: what is there is skipped, unless it is wanted.
+    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert run(source / "rgb.png", source / "*.tif", "--out", out, "--checkpoint", untrained) == 1  # the truncated one
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
+    assert "rgb.png: skipped" in capsys.readouterr().err
+    options = ("--overwrite", "--saturation", 0, "--hint", "coffee", "--temperature", 1)
+    assert run(source / "rgb.png", "--out", out, "--checkpoint", untrained, *options) == 0
+    assert np.ptp(read_photo(out / "rgb.png").pixels.astype(int), axis=-1).max() <= 1
+
+
+@pytest.mark.usefixtures("shared")
+def test_results_have_names_of_their_own_and_never_replace_the_input(
+    untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = mixed_photos.small_image("coffee.png")
+    for name in ("a/x.png", "a/b/x.png", "c/x.jpg", "c/x.bmp", "a/.hidden.png", "a/notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo.save(path, format="PNG")
+    out = tmp_path / "a" / "out"
+    base = ("--checkpoint", untrained, "--out", out)
+    assert run(tmp_path / "a", tmp_path / "c" / "x.jpg", tmp_path / "c" / "x.bmp", *base, "--format", "webp") == 0
+    assert sorted(p.name for p in out.iterdir()) == ["x-2.webp", "x-3.webp", "x.webp"]
+    assert Image.open(out / "x.webp").format == "WEBP"
+    # Its own results, below it, are no input.
+    assert run(tmp_path / "a", *base, "--recursive") == 0
+    assert (out / "b" / "x.png").exists()
+    assert (out / "x.png").exists()
+    assert len(list(out.rglob("*.*"))) == 5
+    # Never over the input.
+    before = (tmp_path / "a" / "x.png").read_bytes()
+    assert (
+        run(tmp_path / "a" / "x.png", tmp_path / "absent.png", "--checkpoint", untrained, "--out", tmp_path / "a") == 1
+    )
+    messages = capsys.readouterr().err
+    assert "would write over it" in messages
+    assert "absent.png: no such file" in messages
+    assert (tmp_path / "a" / "x.png").read_bytes() == before
+
+
+def test_wrong_arguments_are_one_line_and_status_2(
+    untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, no_photo = tmp_path / "file", tmp_path / "letter.jpg"
+    file.write_text("")
+    no_photo.write_text("Dear Anna,")
+    checkpoint = next((untrained / "joint" / "checkpoints").glob("[0-9]*"))
+    for arguments, message in (
+        (("x.png",), "--out is missing; give the folder for the results"),
+        (("x.png", "-", "--out", tmp_path), "- (a photo from a pipe) does not go with other inputs"),
+        (("-", "--out", tmp_path), "--out does not go with -; the result goes to standard output"),
+        (("x.png", "--out", file), f"--out: '{file}' is a file; give a folder"),
+        (("x.png", "--out", file / "below"), f"--out: '{file}' is a file; give a folder"),
+        (("x.png", "--out", "x" * 300), "File name too long"),
+        (("x.png", "--out", tmp_path, "--quality", "0"), "--quality: '0' is not a whole number between 1 and 100"),
+        (("x.png", "--out", tmp_path, "--temperature", "5"), "--temperature: '5' is not a number between 0 and 1"),
+        (
+            ("x.png", "--out", tmp_path, "--temperature", "warm"),
+            "--temperature: 'warm' is not a number between 0 and 1",
+        ),
+        (("x.png", "--out", tmp_path, "--size", "60"), "--size: '60' is not a multiple of 8 between 32 and 4096"),
+        (("x.png", "--out", tmp_path, "--size", "1000000000"), "not a multiple of 8 between 32 and 4096"),
+        (("x.png", "--out", tmp_path, "--batch_size", "0"), "--batch-size: '0' is not a whole number between 1 and"),
+        (("x.png", "--out", tmp_path, "--style", tmp_path / "no.jpg"), "no.jpg: No such file or directory"),
+        (("x.png", "--out", tmp_path, "--style", no_photo), "letter.jpg: no photo that can be read"),
+        (
+            ("x.png", "--out", tmp_path, "--hint", "soup"),
+            "hint is 'soup', no class of this colorizer; its 8 classes are",
+        ),
+        (("x.png", "--out", tmp_path, "--checkpoint", checkpoint), f"did you mean the folder above, {untrained}?"),
+        (("x.png", "--out", tmp_path, "--checkpoint", "nothing"), "neither a folder nor the name of shipped weights"),
+        (("x.png", "--out", tmp_path, "--tempreature", "1"), "did you mean --temperature?"),
+    ):
+        given = () if "--checkpoint" in arguments else ("--checkpoint", untrained)
+        assert run(*arguments, *given) == 2, arguments
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
+    assert sorted(tmp_path.iterdir()) == [file, no_photo]
+
+
+def test_one_photo_through_a_pipe_and_the_command_s_memory(untrained: Path, tmp_path: Path) -> None:
+    """In a process of its own: a small photo through the pipe, then a large one within 20 bytes a pixel more.
+
+    3 GB for 100 megapixels leave more: 30 bytes a pixel.
+    """
+    photo = mixed_photos.small_image("retina.jpg")
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    photo.save(small)
+    photo.resize((3600, 2500), Image.Resampling.NEAREST).save(large, compress_level=1)
+    script = """
+import resource, sys
+from colorjax.cli import main, predict
+peaks = []
+for arguments in (["-"], [sys.argv[2], "--out", sys.argv[3]]):
+    try:
+        main(["predict", *arguments, "--checkpoint", sys.argv[1]])
+    except SystemExit as exit:
+        assert exit.code == 0
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print((peaks[1] - peaks[0]) / (3600 * 2500), file=sys.stderr)
+print("tensorflow" in sys.modules, file=sys.stderr)
+"""
+    arguments = [sys.executable, "-c", script, str(untrained), str(large), str(tmp_path / "out")]
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(arguments, input=small.read_bytes(), capture_output=True, check=False, env=environment)
+    messages = done.stderr.decode()
+    assert done.returncode == 0, messages
+    piped = Image.open(io.BytesIO(done.stdout))
+    assert (piped.format, piped.size, piped.mode) == ("PNG", photo.size, "RGB")
+    *_, per_pixel, tensorflow = messages.split()
+    assert float(per_pixel) < 20
+    assert tensorflow == "False"
+
+
+@pytest.mark.usefixtures("shared")
+def test_an_interruption_leaves_whole_files_only(
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for i in range(6):
+        mixed_photos.small_image("coffee.png").save(source / f"{i}.png")
+    begun, original = threading.Event(), pipeline.write_photo
+
+    def slow(*args: Any, **options: Any) -> None:
+        begun.set()
+        time.sleep(0.2)
+        original(*args, **options)
+
+    def interrupted(self: Any) -> None:
+        begun.wait(10)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "write_photo", slow)
+    monkeypatch.setattr(predict._Progress, "step", interrupted)
+    assert run(source, "--out", out, "--checkpoint", untrained) == 130
+    written = list(out.iterdir())
+    assert 0 < len(written) < 6
+    for path in written:
+        read_photo(path)  # whole
+
+
+def save_photo(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mixed_photos.small_image("coffee.png").save(path, format="PNG")
+    return path
+
+
+@pytest.mark.usefixtures("shared")
+def test_what_is_not_a_file_is_named_and_the_others_are_colored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("good.png", "below/good.png", "closed/hidden.png", "folder.jpg/good.png"):
+        save_photo(source / name)
+    (source / "loop.png").symlink_to(source / "loop.png")
+    (source / "dangling.png").symlink_to(source / "absent.png")
+    (source / "below" / "up").symlink_to(source)
+    (source / "again.png").symlink_to(source / "good.png")
+    os.mkfifo(source / "pipe.png")
+
+    def scandir(path: Any, scandir: Any = os.scandir) -> Any:
+        if Path(path).name == "closed":  # the tests may run as root, whom permissions do not stop
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    long = tmp_path / ("x" * 300)
+    assert run(source, source / "pipe.png", long, tmp_path / "**x", "--recursive", "--out", out) == 1
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*.png")) == [
+        "again.png",
+        "below/good.png",
+        "folder.jpg/good.png",
+    ]
+    messages = capsys.readouterr().err
+    for message in (
+        "loop.png: Too many levels of symbolic links",
+        "dangling.png: No such file or directory",
+        "pipe.png: not a file",
+        "closed: Permission denied",
+        "xxx: no such file, folder or pattern",
+        "**x: ",
+        "colored 3 of 9 ",
+    ):
+        assert message in messages
+
+
+def test_a_named_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe\.png: not a file"):
+        read_photo(tmp_path / "pipe.png")
+
+
+@pytest.mark.usefixtures("shared")
+def test_long_names_and_names_with_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    japanese = "写" * 83 + ".png"  # 253 bytes
+    longest = ["x" * 251 + ".gif", "x" * 251 + ".bmp"]  # 255 bytes; as .webp a byte too many
+    escapes = "\x1b[2J\x9b31m\u202egnp.png"
+    for name in (japanese, *longest, escapes):
+        save_photo(source / name)
+    (source / "\x1b[31mbad.png").write_text("no photo")
+    assert run(source, "--out", out) == 1
+    assert {path.name for path in out.iterdir()} == {
+        japanese,
+        "x" * 251 + ".png",
+        "x" * 249 + "-2.png",
+        escapes,
+    }
+    messages = capsys.readouterr().err
+    assert "\x1b" not in messages
+    assert "\\x1b[31mbad.png" in messages
+    assert run(source / longest[0], "--out", tmp_path / "webp", "--format", "webp") == 0
+    assert [path.name for path in (tmp_path / "webp").iterdir()] == ["x" * 250 + ".webp"]
+
+
+@pytest.mark.usefixtures("shared")
+def test_closed_pipes_end_in_one_line_and_lose_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = save_photo(tmp_path / "photo.png")
+
+    def closed() -> Any:
+        read, write = os.pipe()
+        os.close(read)
+        return os.fdopen(write, "w")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(photo.open("rb")))
+        patch.setattr(sys, "stdout", closed())
+        assert run("-") == 1
+    assert capsys.readouterr().err == "not colored: standard output was closed\n"
+    for stdout, stderr in ((None, closed()), (closed(), None)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            patch.setattr(sys, "stderr", stderr)
+            assert run("-") == 1
+            assert run(photo, tmp_path / "absent.png", "--out", tmp_path / "out", "--overwrite") == 1
+        read_photo(tmp_path / "out" / "photo.png")
+        (tmp_path / "out" / "photo.png").unlink()
+
+
+def test_weights_that_are_not_finite_color_nothing(
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def damaged(path: Path) -> Trained:
+        trained = load_trained(path)
+        return replace(trained, params=jax.tree.map(lambda x: np.full_like(x, np.nan), trained.params))
+
+    monkeypatch.setattr(predictor, "load_trained", damaged)
+    photo = save_photo(tmp_path / "photo.png")
+    assert run(photo, "--out", tmp_path / "out", "--checkpoint", untrained) == 1
+    assert "photo.png: the prediction is not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_bug_with_one_photo_does_not_lose_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = [save_photo(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+
+    def write(rgb: Any, like: Any, target: Path, original: Any = pipeline.write_photo, **options: Any) -> None:
+        if target.name == "b.png":
+            raise TypeError("a bug")
+        original(rgb, like, target, **options)
+
+    monkeypatch.setattr(pipeline, "write_photo", write)
+    assert run(*photos, "--out", tmp_path / "out") == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    assert f"not colored: {photos[1]}: TypeError: a bug" in capsys.readouterr().err
