@@ -1,8 +1,8 @@
 """Color: sRGB and Lab, the 313 color classes, their soft targets, rarity weights and decoding.
 
-Lab is CIE L*a*b* under D65 for the 2° observer, with scikit-image's constants: L in 0…100, and for
-sRGB colors a in −86.2…98.3 and b in −107.9…94.5. The classes ("bins") are those of Zhang, Isola
-and Efros, *Colorful Image Colorization* (ECCV 2016), which the paper takes over.
+Lab is CIE L*a*b* under D65 for the 2° observer, with scikit-image's constants: L in 0…100, and for sRGB colors a in
+−86.2…98.3 and b in −107.9…94.5. The classes ("bins") are those of Zhang, Isola and Efros, *Colorful Image Colorization*
+(ECCV 2016), which the paper uses.
 """
 
 import functools
@@ -39,13 +39,13 @@ def rgb_to_lab(rgb: ArrayLike) -> jax.Array:
         float32 [..., 3]: L in 0…100, then a and b.
 
     Raises:
-        TypeError: `rgb` is none of these.
+        TypeError: `rgb` has another dtype.
     """
     return _lab_from_unit_rgb(unit_rgb(rgb), jnp)
 
 
 def lab_to_rgb(lab: ArrayLike) -> jax.Array:
-    """Converts Lab to sRGB; what lies outside the gamut is clipped, channel by channel.
+    """Converts Lab to sRGB; colors outside the gamut are clipped, channel by channel.
 
     Args:
         lab: floating [..., 3]: L in 0…100, then a and b.
@@ -61,11 +61,11 @@ def lab_to_rgb(lab: ArrayLike) -> jax.Array:
 
 
 def lightness(photo: ArrayLike, *, gray: bool) -> jax.Array:
-    """L of a photo alone.
+    """The L of a photo, without computing a and b.
 
     Args:
-        photo: uint8, uint16 or floating as rgb_to_lab takes them: [...] if it is gray, else [..., 3].
-        gray: which of the two.
+        photo: uint8, uint16 or floating as in `rgb_to_lab`: [...] if `gray`, else [..., 3].
+        gray: whether the photo is gray.
 
     Returns:
         float32 [..., 1], 0…100.
@@ -76,11 +76,11 @@ def lightness(photo: ArrayLike, *, gray: bool) -> jax.Array:
 
 
 def to_pixels(l: ArrayLike, ab: ArrayLike, *, levels: int) -> jax.Array:
-    """Lab to integer sRGB that keeps L, whatever the color.
+    """Converts Lab to integer sRGB with the same L.
 
-    Where sRGB has no such color of that lightness, its chroma is reduced and its hue and L stay. Of each channel's two
-    nearest integers those are taken that together come closest to L: nearest integers alone would be up to half a gray
-    level off, and more for vivid colors.
+    Out-of-gamut colors are desaturated; their hue and L stay. Each channel is rounded up or down so that all three
+    together come closest to L: rounded to the nearest integers, L would be up to half a gray level off, and more for
+    vivid colors.
 
     Args:
         l: floating [..., 1], 0…100.
@@ -94,19 +94,19 @@ def to_pixels(l: ArrayLike, ab: ArrayLike, *, levels: int) -> jax.Array:
     a, b = ab[..., 0] / 500.0, ab[..., 1] / 200.0
     y = (l + 16.0) / 116.0
 
-    # Channel by channel, since XLA computes a last axis of 3 at a third of the speed.
+    # Channel by channel, since XLA is three times as slow with a last axis of 3.
     def channels(share: jax.Array) -> list[jax.Array]:
         return _linear_rgb(y + share * a, y, y - share * b)
 
     def fit(rgb: list[jax.Array]) -> jax.Array:
-        # With room for rounding, since full yellow, say, lies on the border.
+        # With room for rounding: full yellow, for example, lies on the border.
         return functools.reduce(jnp.logical_and, [(c >= -2e-6) & (c <= 1 + 2e-6) for c in rgb])
 
     def halve(i: jax.Array, inside: jax.Array) -> jax.Array:
         further = inside + 0.5 ** (i + 1.0)
         return jnp.where((further <= 1) & fit(channels(further)), further, inside)
 
-    # Bisection; 2^-10 of the chroma is below what 8 bits resolve.
+    # Bisection; 2^-10 of the chroma is less than 8 bits resolve.
     inside = jax.lax.fori_loop(0, 10, halve, fit(channels(jnp.ones_like(l))).astype(jnp.float32))
 
     low, up_error, down_error = [], [], []
@@ -115,7 +115,7 @@ def to_pixels(l: ArrayLike, ab: ArrayLike, *, levels: int) -> jax.Array:
         encoded = jnp.clip(_encoded(linear), 0.0, 1.0)
         floor = jnp.floor(encoded * levels)
         low.append(floor)
-        # What rounding up, or down, adds to Y: two terms of the series about `linear`, without another power.
+        # What rounding down, or up, adds to Y: two terms of the series about `linear`, without another power.
         curved = linear > 0.0031308
         slope = jnp.where(curved, 2.4 * linear / (encoded + 0.055), 1 / 12.92)
         bend = jnp.where(curved, 0.7 * slope / (encoded + 0.055), 0.0)
@@ -133,7 +133,7 @@ def to_pixels(l: ArrayLike, ab: ArrayLike, *, levels: int) -> jax.Array:
 
 
 def unit_rgb(rgb: ArrayLike) -> jax.Array:
-    """Brings either form of RGB to float32 0…1.
+    """Converts RGB of any supported dtype to float32, 0…1.
 
     Args:
         rgb: uint8 of any shape, 0…255, uint16, 0…65535, or floating, 0…1.
@@ -142,7 +142,7 @@ def unit_rgb(rgb: ArrayLike) -> jax.Array:
         float32 of the same shape, 0…1.
 
     Raises:
-        TypeError: `rgb` is none of these.
+        TypeError: `rgb` has another dtype.
     """
     rgb = jnp.asarray(rgb)
     if rgb.dtype in (jnp.uint8, jnp.uint16):
@@ -168,9 +168,8 @@ def to_uint8(rgb: ArrayLike) -> jax.Array:
 def ab_bins() -> np.ndarray:
     """The 313 color classes, computed from first principles.
 
-    A point p of the step-10 ab grid is a class iff the open square p + (−10, 10)² meets the convex
-    hull of the sRGB gamut projected on ab. This equals the array `pts_in_hull` that Zhang et al.
-    publish, order included.
+    A point p of the step-10 ab grid is a class iff the open square p + (−10, 10)² meets the convex hull of the sRGB
+    gamut projected on ab. This equals the array `pts_in_hull` that Zhang et al. publish, including its order.
 
     Returns:
         int64 [313, 2], read-only: a and b of the bins, a-major, both ascending.
@@ -178,8 +177,8 @@ def ab_bins() -> np.ndarray:
     axis = np.linspace(0.0, 1.0, 5)
     rgb = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3)
     gamut = _lab_from_unit_rgb(rgb, np)[:, 1:]
-    # The square about p meets the hull iff p lies inside the hull of all the squares' corners, and
-    # p lies inside iff, seen from p, no gap between the corners' directions reaches half a turn.
+    # The square around p meets the hull iff p lies inside the hull of all the squares' corners, and p lies inside iff,
+    # seen from p, no gap between the corners' directions reaches half a turn.
     corners = BIN_STEP * np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])
     points = (gamut[:, None] + corners).reshape(-1, 2)
     axis = np.arange(-120, 121, BIN_STEP)
@@ -237,12 +236,12 @@ def shared_bins(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> tup
 
 
 def annealed_mean(logits: ArrayLike, *, temperature: float = 0.38) -> jax.Array:
-    """Decodes class scores to colors (Zhang et al., section 2.3).
+    """Decodes logits of the bins to colors by the annealed mean (Zhang et al., section 2.3).
 
     Args:
         logits: floating [..., 313], before the softmax.
-        temperature: 1 takes the mean of the distribution, 0 its mode, between them the mean of the
-            sharpened distribution softmax(logits / temperature).
+        temperature: 1 takes the mean of the distribution and 0 its mode; between them, the mean of the sharpened
+            distribution softmax(logits / temperature).
 
     Returns:
         float32 [..., 2], ab.
@@ -257,22 +256,22 @@ def annealed_mean(logits: ArrayLike, *, temperature: float = 0.38) -> jax.Array:
     if temperature == 0:
         return jnp.asarray(bins)[jnp.argmax(logits, axis=-1)]
     probability = jax.nn.softmax(logits / temperature, axis=-1)
-    # The default precision of a GPU or TPU would be some 0.1 off in ab.
+    # With the default precision of a GPU or TPU ab would be some 0.1 off.
     return jnp.matmul(probability, bins, precision=jax.lax.Precision.HIGHEST)
 
 
 def smooth(prior: ArrayLike, *, sigma: float = 5.0) -> np.ndarray:
     """Smooths the distribution of colors over the bins: p̃ of Zhang et al., section 2.2.
 
-    Each bin divides its own share among all bins by a Gaussian of their distance in ab. The shares
-    of a bin sum to 1, also at the border of the gamut, so no probability is lost there.
+    Each bin's share is divided among all bins by a Gaussian of their distance in ab. It is normalized for each
+    bin, also at the border of the gamut, so no probability is lost there.
 
     Args:
         prior: [313], not negative, sums to 1.
         sigma: width of the Gaussian in ab.
 
     Returns:
-        float64 [313], positive, sums to 1 as `prior` does.
+        float64 [313], positive, with the sum of `prior`.
     """
     bins = ab_bins()
     squared_distance = np.square(bins[:, None] - bins).sum(axis=-1)
@@ -281,23 +280,26 @@ def smooth(prior: ArrayLike, *, sigma: float = 5.0) -> np.ndarray:
 
 
 def rarity_weights(prior: ArrayLike, *, mix: float = 0.5, sigma: float = 5.0) -> np.ndarray:
-    """The weight v of loss (1) for each class, from the rarity of its color.
+    """The weight v of loss (1) for each bin, from the rarity of its color.
 
-    Zhang et al., section 2.2: w ∝ ((1 − λ) p̃ + λ u)^-1, with p̃ the smoothed prior and u uniform
-    over the bins that occur (p ≠ 0), scaled so that Σ p w = 1. There p is the prior as given, not
-    p̃: it is what training pixels are drawn from, so their weights average 1. A bin that never
-    occurs takes the largest weight of those that do.
+    Zhang et al., section 2.2: w ∝ ((1 − λ) p̃ + λ u)^-1, with p̃ the smoothed prior and u uniform over the bins that
+    occur (p ≠ 0), scaled so that Σ p w = 1, with p the prior as given. A bin that never occurs gets the largest weight
+    of those that do.
+
+    With p the mean soft target, Σ z w of a training pixel's soft target z averages 1. The loss takes the weight of a
+    pixel's nearest bin instead, as Zhang et al.'s code does. Those weights average less, 0.87 on the sample: soft
+    targets give a part of each common color to rarer bins around it.
 
     Args:
         prior: p, [313], not negative, sums to 1.
-        mix: λ, 0…1: 0 weighs by rarity alone, 1 weighs every class alike.
+        mix: λ, 0…1: 0 weights by rarity alone, 1 weights all bins equally.
         sigma: width in ab of the Gaussian that smooths the prior.
 
     Returns:
         float32 [313], positive and finite.
 
     Raises:
-        ValueError: `prior` is not a distribution over the 313 bins.
+        ValueError: if `prior` is not a distribution over the 313 bins.
     """
     prior = np.asarray(prior, np.float64)
     if prior.shape != (NUM_BINS,) or not (prior >= 0).all() or abs(prior.sum() - 1) > 1e-3:
@@ -310,7 +312,7 @@ def rarity_weights(prior: ArrayLike, *, mix: float = 0.5, sigma: float = 5.0) ->
 
 
 def is_gray(ab: ArrayLike, *, threshold: float = 5.0) -> jax.Array:
-    """Whether a photo has no color worth learning: no |a| or |b| above the threshold.
+    """Whether a photo is gray: no |a| or |b| is above the threshold.
 
     Args:
         ab: floating [..., H, W, 2].
@@ -323,7 +325,7 @@ def is_gray(ab: ArrayLike, *, threshold: float = 5.0) -> jax.Array:
 
 
 def downsample(x: ArrayLike, *, factor: int) -> jax.Array:
-    """Averages squares of pixels.
+    """Downsamples by averaging squares of pixels.
 
     Args:
         x: [B, H, W, C].
@@ -352,7 +354,7 @@ def _lab_from_unit_rgb(rgb: Any, xp: Any) -> Any:
 
 def _cube_root(t: Any, xp: Any) -> Any:
     """Lab's f: the cube root, linear near 0."""
-    # The maximum keeps the unused branch and its gradient finite, here and below.
+    # The maximum keeps the branch that is not taken, and its gradient, finite; so do those below.
     return xp.where(t > 0.008856, xp.cbrt(xp.maximum(t, 0.008856)), 7.787 * t + 16.0 / 116.0)
 
 
@@ -363,13 +365,13 @@ def _decoded(rgb: Any, xp: Any = jnp) -> Any:
 
 
 def _encoded(linear: jax.Array) -> jax.Array:
-    """Linear light to sRGB; below 0 it goes on linearly."""
+    """Linear light to sRGB; linear below 0 too."""
     power = 1.055 * jnp.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055
     return jnp.where(linear > 0.0031308, power, 12.92 * linear)
 
 
 def _linear_rgb(x: jax.Array, y: jax.Array, z: jax.Array) -> list[jax.Array]:
-    """The cube roots of Lab, y = (L + 16) / 116 and so on, to the channels of linear sRGB, not clipped."""
+    """Lab's cube roots, y = (L + 16) / 116 and so on, to the channels of linear sRGB, not clipped."""
     xyz = [
         jnp.where(f > 0.2068966, f**3, (f - 16.0 / 116.0) / 7.787) * white
         for f, white in zip((x, y, z), _WHITE.tolist(), strict=True)
@@ -385,7 +387,7 @@ def _matmul(matrix: np.ndarray, color: Any, xp: Any) -> Any:
 def _products(matrix: np.ndarray, color: Sequence[Any]) -> list[Any]:
     """A matrix times a column of three arrays."""
     r, g, b = color
-    # Products with Python floats stay out of TF32 and bfloat16, which cost up to 1 in Lab.
+    # Not a matrix product, which accelerators round to TF32 or bfloat16: up to 1 off in Lab.
     return [r * m[0] + g * m[1] + b * m[2] for m in matrix.tolist()]
 
 

@@ -9,6 +9,8 @@ import skimage.data
 import skimage.transform
 
 from colorjax import color
+from colorjax.data.batches import Share
+from colorjax.data.sample import open_sample
 
 
 def cube(levels: int) -> np.ndarray:
@@ -163,6 +165,20 @@ def test_smoothing_divides_each_bin_by_the_gaussian():
         expected += share * kernel / kernel.sum()
     np.testing.assert_allclose(color.smooth(prior), expected, rtol=1e-12)
     assert color.smooth(prior).sum() == pytest.approx(1)
+
+
+def test_rarity_weights_average_one_over_soft_targets_and_less_over_nearest_bins():
+    sample = open_sample(resolution=32)
+    (batch,) = sample.evaluate("train", Share(sample.info.sizes["train"]))
+    ab = skimage.color.rgb2lab(batch["image"])[..., 1:].reshape(-1, 16, 2, 16, 2, 2).mean((2, 4)).reshape(-1, 2)[::11]
+    distance = ((ab[:, None] - color.ab_bins()) ** 2).sum(axis=-1)
+    near = np.argsort(distance, axis=1)[:, :5]
+    share = np.exp(-np.take_along_axis(distance, near, axis=1) / (2 * 5.0**2))
+    share /= share.sum(axis=1, keepdims=True)
+    prior = np.bincount(near.ravel(), share.ravel(), color.NUM_BINS) / len(ab)
+    weights = color.rarity_weights(prior)
+    assert (share * weights[near]).sum(axis=1).mean() == pytest.approx(1)
+    assert weights[near[:, 0]].mean() == pytest.approx(0.87, abs=0.01)
 
 
 def test_rarity_weights_equal_the_formula():
