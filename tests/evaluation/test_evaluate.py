@@ -33,7 +33,7 @@ from colorjax.evaluation.evaluate import evaluate
 from colorjax.evaluation.judges import efficientnet, lpips
 from colorjax.evaluation.summary import agreeing_temperature
 from colorjax.model.colorizer import Colorizer
-from colorjax.model.program import Program, build_program, init_model
+from colorjax.model.program import Program, abstract_model, build_program
 from colorjax.run import compilation, sharding
 from colorjax.run.checkpoints import Checkpoints, load_checkpoint
 from colorjax.run.trained import load_trained, save_trained
@@ -336,15 +336,22 @@ def test_the_pictures_show_the_right_photos(evaluated: Path, split: dict, output
 
 
 @pytest.fixture(scope="module")
-def whole(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with an evaluation of the whole sample, in batches of 5."""
-    workdir = _copy(untrained, tmp_path_factory.mktemp("whole") / "run")
+def in_batches_of_5() -> Iterator[None]:
+    """Evaluates in batches of 5, so that the tests share one program."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches_module, "EVAL_BATCH_SIZE", 5)
-        evaluate(workdir)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(untrained: Path, tmp_path_factory: pytest.TempPathFactory, in_batches_of_5: None) -> Path:
+    """A run with an evaluation of the whole sample, in batches of 5."""
+    workdir = _copy(untrained, tmp_path_factory.mktemp("whole") / "run")
+    evaluate(workdir)
     return workdir
 
 
+@pytest.mark.slow
 def test_devices_batch_size_and_source_do_not_change_the_results(untrained: Path, whole: Path, tmp_path: Path) -> None:
     other = _copy(untrained, tmp_path / "other", source="packed")
     sample = load_config(whole).data
@@ -382,9 +389,8 @@ def portable(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_portable_folder_is_evaluated_like_its_run(
-    portable: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    portable: Path, whole: Path, tmp_path: Path, in_batches_of_5: None
 ) -> None:
-    monkeypatch.setattr(batches_module, "EVAL_BATCH_SIZE", 5)
     before = sorted(path.name for path in portable.iterdir())
     evaluate(portable, out=tmp_path / "out")
     for name in ("per_photo.csv", "per_class.csv", "metrics.json", "panel.png", "best_worst.png"):
@@ -429,7 +435,9 @@ def test_a_run_of_three_classes_has_no_top_5(untrained: Path, three_classes: Pat
     workdir = tmp_path / "run"
     bind_config(config.lock(), workdir)
     save_class_names(workdir, ("bread", "cheese", "wine"))
-    params, stats = init_model(config, "pretrain", classes=3)
+    rng = np.random.default_rng(1)
+    _, *shapes = abstract_model(config, "pretrain", classes=3)
+    params, stats = jax.tree.map(lambda x: rng.uniform(0.01, 0.1, x.shape).astype(np.float32), shapes)
     checkpoints = Checkpoints(workdir / "pretrain" / "checkpoints")
     checkpoints.save(init_state(params, stats, make_optimizer(config, "pretrain"), sharding.make_mesh()))
     checkpoints.close()
@@ -446,9 +454,10 @@ def test_a_run_of_three_classes_has_no_top_5(untrained: Path, three_classes: Pat
 
 
 def test_photos_of_other_classes_are_evaluated_without_top_1(
-    portable: Path, three_classes: Path, tmp_path: Path
+    portable: Path, untrained: Path, three_classes: Path, tmp_path: Path, in_batches_of_5: None
 ) -> None:
     folder = _copy(portable, tmp_path / "exported", source="packed")
+    shutil.copy(untrained / "prior.npz", folder)
     rows = evaluate(folder, data_dir=str(three_classes), out=tmp_path / "out")
     assert not {"top1", "top5"} & rows["model"].keys()
     assert rows["model"]["psnr"] > 0
@@ -457,13 +466,16 @@ def test_photos_of_other_classes_are_evaluated_without_top_1(
     assert [row["class"] for row in _read(tmp_path / "out" / "per_class.csv")] == ["bread", "cheese", "wine"]
 
 
-def test_outputs_that_are_not_finite_are_an_error(portable: Path, three_classes: Path, tmp_path: Path) -> None:
+def test_outputs_that_are_not_finite_are_an_error(
+    portable: Path, untrained: Path, three_classes: Path, tmp_path: Path, in_batches_of_5: None
+) -> None:
     trained = load_trained(portable)
     params = jax.tree.map(np.copy, trained.params)
     # Finite numbers, whose products are not.
-    params["colorization"]["output"]["kernel"] *= np.float32(1e38)
+    params["colorization"]["output"]["kernel"][:] = 3e38
     save_trained(replace(trained, params=params), tmp_path / "damaged")
     folder = _copy(tmp_path / "damaged", tmp_path / "packed", source="packed")
+    shutil.copy(untrained / "prior.npz", folder)
     with pytest.raises(ValueError, match=r"not finite for 10 of 10 photos, such as photo 0: the weights are damaged"):
         evaluate(folder, data_dir=str(three_classes), out=tmp_path / "out")
     assert not (tmp_path / "out" / "metrics.json").exists()
