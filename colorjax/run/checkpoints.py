@@ -3,10 +3,13 @@
 Each checkpoint holds a CRC-32 of every array. One that was written before there were checksums is loaded unchecked.
 """
 
+import functools
 import logging
 import os
 import re
 import shutil
+import sys
+import warnings
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -77,8 +80,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._saving: Future[None] | None = None
         self._failure: OSError | None = None
-        # Orbax logs a failed save with tracebacks of hundreds of lines; it is reported here, in one.
-        logging.getLogger("absl").addFilter(_is_not_a_failed_save)
+        _quiet_orbax()
         if jax.process_index() == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
             for path in self._directory.glob(f"*{_UNFINISHED}*"):
@@ -115,7 +117,7 @@ class Checkpoints:
             response = ocp.save_checkpointables_async(
                 str(self._directory / str(step)), items, custom_metadata={_CHECKSUMS: checksums}
             )
-        except Exception as error:
+        except OSError as error:
             self._fail(step, error)
         else:
             self._saving = self._thread.submit(self._finish, step, response)
@@ -132,11 +134,12 @@ class Checkpoints:
         path = self._directory / str(step)
         items = {name: _item(like, name) for name in _ITEMS}
         saved = ocp.checkpointables_metadata(str(path)).metadata
-        require_same_shapes(
-            _by_path(items),
-            _by_path({name: saved[name] for name in _ITEMS}),
-            message=f"{path} is not a checkpoint of the configured model",
-        )
+        for name in _ITEMS:
+            require_same_shapes(
+                _by_path({name: items[name]}),
+                _by_path({name: saved[name]}),
+                message=f"{path} is not a checkpoint of the configured model",
+            )
         restored = ocp.load_checkpointables(
             str(path), jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items)
         )
@@ -181,7 +184,7 @@ class Checkpoints:
         """Waits for a save and removes the checkpoints that are too many. Runs in the background."""
         try:
             response.result()
-        except Exception as error:
+        except Exception as error:  # TensorStore's errors have no types
             self._fail(step, error)
             return
         self._failure = None
@@ -193,7 +196,7 @@ class Checkpoints:
                 shutil.rmtree(doomed, ignore_errors=True)
 
     def _fail(self, step: int, error: Exception) -> None:
-        # TensorStore's errors have no types; the text holds the system's code.
+        # The text of TensorStore's errors holds the system's code.
         code = re.search(r"os_error_code='(\d+)'", str(error))
         reason = f"{os.strerror(int(code[1]))} in {self._directory}" if code else one_line(error, limit=200)
         self._failure = OSError(f"the checkpoint of step {step} is not saved: {reason}")
@@ -303,6 +306,7 @@ def _load(path: Path, names: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: if it is damaged.
     """
+    _quiet_orbax()
     try:
         metadata = ocp.checkpointables_metadata(str(path))
         abstract = {name: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata.metadata[name]) for name in names}
@@ -343,5 +347,18 @@ def _crc32(x: jax.Array | np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
-def _is_not_a_failed_save(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
+@functools.cache
+def _quiet_orbax() -> None:
+    """Keeps Orbax from reporting in hundreds of lines what is reported here in one: failed saves and failed loads."""
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
+    )
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    report = sys.unraisablehook
+
+    def unraisable(unraised: Any) -> None:
+        # The other writes of a failed save end after Orbax has closed the loop that waited for them.
+        if str(unraised.exc_value) != "Event loop is closed":
+            report(unraised)
+
+    sys.unraisablehook = unraisable
