@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from colorjax.photos.predictor import Predictor
     from colorjax.run.compilation import keep_compiled_programs
     from colorjax.run.locate import locate
-    from colorjax.web.page import serving
+    from colorjax.web.server import serving
 
     log_to_terminal()
     keep_compiled_programs()

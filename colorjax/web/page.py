@@ -1,20 +1,9 @@
-"""The web page: drop a photo, and see it gray and in color under a slider.
-
-    python -m colorjax demo --checkpoint=WORKDIR
-
-The page is Gradio's, an optional extra. Whoever reaches the server is a stranger to it: only what this page asks for is
-let through (gate.py), no file of the server can be read, nothing is fetched from elsewhere, and there are limits to
-uploads, pixels, sessions and the queue. A photo is kept for half an hour after its last use.
-"""
+"""The web page: drop a photo, and see it gray and in color under a slider. The page is Gradio's, an optional extra."""
 
 import contextlib
 import html
-import ipaddress
-import logging
 import os
 import secrets
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +14,14 @@ from PIL import Image
 from colorjax.photos import resample
 from colorjax.photos.files import READABLE_SUFFIXES, SUFFIXES, Photo, output_format, read_photo, write_photo
 from colorjax.photos.predictor import Prediction, Predictor
-from colorjax.web.access import Gate
-
-_log = logging.getLogger(__name__)
 
 PREVIEW_SIDE = 1280  # pixels of the longer side on the page; the download has the photo's own size
-_KEPT = 30 * 60  # seconds without use after which a session and its files are dropped
-_SESSIONS = 32  # with a prediction in memory, some 20 MB each; the one longest unused makes room
-_SPACE = 4 * 2**30  # bytes of files that are kept; no more are taken until some are dropped
+KEPT = 30 * 60  # seconds without use after which a session and its files are deleted
 _WAITING = 16  # requests in the queue; the next one is told to come again
 
-_FORGOTTEN = "is no longer kept, after half an hour without use. Please drop it here again."
+_DELETED = "is no longer kept, after half an hour without use. Please drop it here again."
 
-_STYLE = """<style>
+STYLE = """<style>
 .main.fillable { width: 100%; max-width: 1080px !important; }
 #message { border-left: 4px solid #b91c1c; background: #b91c1c1a; padding: .6rem .8rem; border-radius: 4px; }
 #limits { opacity: .7; }
@@ -47,7 +31,7 @@ _STYLE = """<style>
 
 @dataclass(frozen=True)
 class _Session:
-    """What the server keeps of a person's photo.
+    """What the server keeps of a visitor's photo.
 
     Attributes:
         upload: the file as it was dropped, in the page's own folder.
@@ -84,7 +68,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
         try:
             photo = read_photo(path.read_bytes(), max_pixels=max_pixels)
         except FileNotFoundError:
-            raise ValueError(f"{path.name} {_FORGOTTEN}") from None
+            raise ValueError(f"{path.name} {_DELETED}") from None
         except ValueError as e:
             raise ValueError(f"{path.name}: {str(e).removeprefix('the photo: ')}") from e
         os.utime(path)  # its half hour begins anew
@@ -104,7 +88,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
     ) -> list[Any]:
         """Colors what was dropped, or the session's photo anew; what cannot be read leaves the page as it is."""
         try:
-            path = Path(upload) if upload else _found(session).upload
+            path = Path(upload) if upload else _kept(session).upload
             pixels = read(path).array
             style_pixels = read(Path(style)).array if style else None
             (prediction,) = predictor.predict([pixels], style=style_pixels, hint=hint or None)
@@ -113,19 +97,19 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
         preview = replace(prediction, photo=_reduced(pixels))
         session = _Session(path, _picture(preview.render(saturation=0.0), folder), preview)
         pair = show(session, saturation, temperature)
-        likeliest = {_spoken(name): p for name, p in prediction.likeliest(5)}
+        likeliest = {_readable(name): p for name, p in prediction.likeliest(5)}
         return [_message(""), gr.update(visible=True), pair, likeliest, session, None]
 
     def render(session: _Session | None, saturation: float, temperature: float) -> list[Any]:
         try:
             # The session is given back so that its half hour begins anew.
-            return [_message(""), show(_found(session), saturation, temperature), session]
+            return [_message(""), show(_kept(session), saturation, temperature), session]
         except ValueError as e:
             return [_message(str(e)), gr.skip(), None]
 
     def write(session: _Session | None, saturation: float, temperature: float) -> list[Any]:
         try:
-            kept = _found(session)
+            kept = _kept(session)
             photo = read(kept.upload)
             rgb = replace(kept.preview, photo=photo.pixels).render(temperature=temperature, saturation=saturation)
             target = folder / secrets.token_hex(16) / _download_name(kept.upload, photo)
@@ -135,9 +119,15 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
             return [_message(str(e)), None, session]
         return [_message(""), str(target), session]
 
+    def upload_box(label: str, **options: Any) -> Any:
+        box = gr.File(label=label, show_label=False, file_types=list(READABLE_SUFFIXES), **options)
+        # Gradio's own would leave an empty temporary file at every call.
+        box.preprocess = lambda payload: None if payload is None else payload.path
+        return box
+
     limits = f"up to {max_bytes / 2**20:.3g} MB and {max_pixels / 1e6:.3g} megapixels"
-    with gr.Blocks(title="Color a photo", analytics_enabled=False, delete_cache=(60, _KEPT)) as page:
-        session = gr.State(time_to_live=_KEPT)
+    with gr.Blocks(title="Color a photo", analytics_enabled=False) as page:
+        session = gr.State(time_to_live=KEPT)
         gr.Markdown(
             "# Color a photo\n"
             "Drop a black-and-white photo, or any other: only its brightness is looked at.  \n"
@@ -145,9 +135,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
             "They stay on the computer that runs this page, for half an hour.</small>"
         )
         message = gr.HTML(visible=False)
-        photo = gr.File(
-            label="Photo", show_label=False, file_types=list(READABLE_SUFFIXES), height=150, elem_id="photo"
-        )
+        photo = upload_box("Photo", height=150, elem_id="photo")
         with gr.Row(visible=False) as result:
             with gr.Column(scale=3, min_width=320):
                 pair = gr.ImageSlider(
@@ -173,14 +161,8 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
                 # Only the fusion carries what guides to the colors.
                 with gr.Accordion("Guide the colors", open=False, visible=predictor.config.model.fusion):
                     gr.Markdown("Style photo: the colors take after its mood.")
-                    style = gr.File(
-                        label="Style photo",
-                        show_label=False,
-                        file_types=list(READABLE_SUFFIXES),
-                        height=120,
-                        elem_id="style",
-                    )
-                    names = [(_spoken(name), name) for name in sorted(predictor.class_names)]
+                    style = upload_box("Style photo", height=120, elem_id="style")
+                    names = [(_readable(name), name) for name in sorted(predictor.class_names)]
                     hint = gr.Dropdown([("let the network decide", ""), *names], value="", label="What the photo shows")
 
         settings = [saturation, temperature]
@@ -209,84 +191,6 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
     return page
 
 
-@contextlib.contextmanager
-def serving(
-    predictor: Predictor,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    max_megabytes: int = 25,
-    max_megapixels: int = 50,
-) -> Iterator[str]:
-    """Serves the page while the context lasts.
-
-    Args:
-        predictor: colors the photos, one at a time.
-        host: address to listen on; 127.0.0.1 is reached from this machine alone.
-        port: a free one.
-        max_megabytes: of an uploaded file, 2**20 bytes each.
-        max_megapixels: of a photo, 10**6 pixels each.
-
-    Yields:
-        The page's address.
-
-    One page at a time in a process: Gradio takes its folder from the environment.
-
-    Raises:
-        ImportError: if Gradio is not installed.
-        OSError: if the port is taken.
-    """
-    if not _is_loopback(host):
-        _log.warning(
-            "The page listens on %s: whoever reaches port %d of this machine can use it, without a password. "
-            "--host=127.0.0.1 keeps it to this machine.",
-            host,
-            port,
-        )
-    max_bytes = max_megabytes * 2**20
-    with tempfile.TemporaryDirectory(prefix="colorjax-") as name, _environment(folder := Path(name).resolve()):
-        page = make_page(predictor, folder, max_bytes=max_bytes, max_pixels=max_megapixels * 10**6)
-        from starlette.middleware import Middleware
-
-        gate = Middleware(Gate, folder=folder, max_bytes=max_bytes, space=_SPACE)
-        try:
-            _, url, _ = page.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                prevent_thread_lock=True,
-                quiet=True,
-                allowed_paths=[],
-                max_file_size=max_bytes,
-                state_session_capacity=_SESSIONS,
-                enable_monitoring=False,
-                run_history=False,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
-                footer_links=[],
-                show_error=False,
-                head=_STYLE,
-                theme=_theme(),
-                app_kwargs={"middleware": [gate]},
-            )
-        except OSError as e:
-            raise OSError(
-                f"no page can be served on {host}, port {port}, which may be taken; take another ({e})"
-            ) from e
-        try:
-            yield url
-        finally:
-            page.close(verbose=False)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _gradio() -> Any:
     try:
         import gradio
@@ -295,45 +199,22 @@ def _gradio() -> Any:
     return gradio
 
 
-@contextlib.contextmanager
-def _environment(folder: Path) -> Iterator[None]:
-    """What Gradio is told by the environment: to send nothing to anyone, and to serve no folder but the page's own."""
-    told = {
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_OFFLINE": "1",
-        "GRADIO_ALLOWED_PATHS": "",
-        "GRADIO_TEMP_DIR": str(folder),
-    }
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _theme() -> Any:
+def theme() -> Any:
+    """Gradio's own theme without fonts from elsewhere, and without any color beside the photo's."""
     from gradio.themes import Default
 
-    # The system's fonts: none is fetched.
-    # Nor is any color beside the photo's.
     fonts = ["system-ui", "sans-serif"]
     return Default(primary_hue="slate", neutral_hue="slate", font=fonts, font_mono=fonts)
 
 
-def _found(session: _Session | None) -> _Session:
+def _kept(session: _Session | None) -> _Session:
     """The session, if its files are still there; their half hour begins anew."""
     if session is not None:
         with contextlib.suppress(FileNotFoundError):
             for path in (session.upload, session.gray):
                 os.utime(path)
             return session
-    raise ValueError(f"The photo {_FORGOTTEN}")
+    raise ValueError(f"The photo {_DELETED}")
 
 
 def _message(text: str) -> Any:
@@ -363,5 +244,5 @@ def _download_name(upload: Path, photo: Photo) -> str:
     return f"{upload.stem[:80]}-color{suffix}"
 
 
-def _spoken(name: str) -> str:
+def _readable(name: str) -> str:
     return name.replace("_", " ")

@@ -1,5 +1,6 @@
 """The page, asked over HTTP by a visitor who means harm, and used in a real browser."""
 
+import contextlib
 import io
 import json
 import logging
@@ -25,6 +26,7 @@ from PIL import Image, PngImagePlugin
 from colorjax.photos.predictor import Prediction, Predictor
 from colorjax.run import compilation
 from colorjax.web import page as web_page
+from colorjax.web import server
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install gradio")
 httpx = pytest.importorskip("httpx", reason="comes with Gradio")
@@ -67,7 +69,7 @@ def served(predictor: Predictor) -> Iterator[Served]:
         return predictions
 
     predictor.predict = predict
-    with web_page.serving(predictor, port=free_port(), max_megabytes=1, max_megapixels=1) as url:
+    with server.serving(predictor, port=free_port(), max_megabytes=1, max_megapixels=1) as url:
         yield Served(url, predictor, asked, at_once)
 
 
@@ -129,13 +131,13 @@ class Shown:
         assert ended["success"], ended
         message, _, pair, likeliest = ended["output"]["data"][:4]
         return cls(
-            said(message),
+            message_text(message),
             [visitor.picture(p) for p in pair] if isinstance(pair, list) else None,  # else an update of nothing
             [(c["label"], c["confidence"]) for c in likeliest.get("confidences") or []],
         )
 
 
-def said(message: dict[str, Any]) -> str:
+def message_text(message: dict[str, Any]) -> str:
     return re.sub("<[^>]*>", "", message["value"]) if message["visible"] else ""
 
 
@@ -181,7 +183,7 @@ def test_a_photo_is_colored_and_the_sliders_do_not_ask_the_network(
 
     asked = len(served.asked)
     message, pair, _ = visitor.call("render", None, 2.0, 0.1)["output"]["data"]
-    assert said(message) == ""
+    assert message_text(message) == ""
     changed = visitor.picture(pair[1]["value"] if "value" in pair[1] else pair[1])
     assert alike(changed, expected.render(temperature=0.1, saturation=2.0))
     assert not alike(changed, colored)
@@ -215,7 +217,7 @@ def test_the_download_has_the_photos_size_format_and_metadata(
     assert shown.pair is not None
     assert shown.pair[1].shape == (90, 90, 3)
     message, file, _ = visitor.call("write", None, 1.5, 0.2)["output"]["data"]
-    assert said(message) == ""
+    assert message_text(message) == ""
     assert re.fullmatch(r"Gro.*mutter 1931-color\.png", Path(file["path"]).name)
     answer = visitor.http.get(f"/gradio_api/file={file['path']}")
     written = Image.open(io.BytesIO(answer.content))
@@ -260,7 +262,7 @@ def test_of_fifty_mixed_files_each_is_colored_and_downloaded_or_refused(visitor:
         assert shown.pair is not None, (file.name, shown)
         assert [picture.shape for picture in shown.pair] == [(*size, 3)] * 2
         message, written, _ = visitor.call("write", None, 1.0, 0.38)["output"]["data"]
-        assert said(message) == ""
+        assert message_text(message) == ""
         assert visitor.picture(written).shape[:2] == size, file.name
 
 
@@ -270,7 +272,7 @@ def test_an_upload_beyond_the_limit_is_refused(served: Served, visitor: Visitor)
 
     assert answer(2**20) == 200
     assert answer(2**20 + 1) == 413  # by Gradio, of the file
-    assert answer(2**20 + 2**17) == 413  # by the gate, of the request
+    assert answer(2**20 + 2**17) == 413  # by AccessControl, of the request
     three = [("files", (f"{i}.png", bytes(2**19))) for i in range(3)]
     assert visitor.http.post("/gradio_api/upload", files=three).status_code == 413
 
@@ -344,7 +346,7 @@ def test_a_request_cannot_name_a_file_of_the_server(
             ended = visitor.call(*request)
             assert "root:" not in json.dumps(ended)
             if ended["success"]:
-                assert said(ended["output"]["data"][0])
+                assert message_text(ended["output"]["data"][0])
     assert len(served.asked) == asked
 
 
@@ -354,6 +356,51 @@ def test_a_request_cannot_have_the_server_fetch_an_address(visitor: Visitor, cat
             assert visitor.join("color_photo", *place, 1.0, 0.38).status_code == 403
     assert visitor.http.post("/gradio_api/queue/join", content=b"[" * 60_000).status_code == 403
     assert visitor.color(visitor.upload("cat.png", encoded(cat))).pair
+
+
+def test_a_call_of_a_function_that_the_page_does_not_have_is_refused(visitor: Visitor) -> None:
+    for index in (-1, 999, True, 1.0, "0", None, [0]):
+        body = {"fn_index": index, "session_hash": visitor.session, "data": []}
+        assert visitor.http.post("/gradio_api/queue/join", json=body).status_code == 400, index
+    assert visitor.http.post("/gradio_api/queue/join", json={"data": []}).status_code == 400
+
+
+def test_dropped_uploads_and_coloring_leave_nothing_behind(
+    served: Served,
+    visitor: Visitor,
+    cat: np.ndarray,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    photo = visitor.upload("cat.png", encoded(cat))
+    folder = Path(photo["path"]).parents[1]
+    before = set(folder.rglob("*"))
+    host, port = served.url.removeprefix("http://").strip("/").split(":")
+    form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    for path in ("upload", "queue/join"):
+        head = f"POST /gradio_api/{path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        for _ in range(10):
+            with socket.create_connection((host, int(port)), timeout=10) as s:
+                s.sendall(f"{head}Content-Length: 60000\r\n\r\n".encode() + form + bytes(20_000))
+    assert visitor.color(photo).pair
+    added = set(folder.rglob("*")) - before
+    assert all(path.suffix == ".jpg" for path in added), added  # the two pictures on the page
+    assert len(added) == 2
+    assert "Traceback" not in caplog.text + capfd.readouterr().err
+
+
+def test_uploads_that_do_not_arrive_do_not_fill_the_memory(served: Served, visitor: Visitor) -> None:
+    host, port = served.url.removeprefix("http://").strip("/").split(":")
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: {2**20}\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        for _ in range(17):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=10)).sendall(head)
+        until(lambda: upload_status(visitor, 2**20) == 503, seconds=10)
+    until(lambda: upload_status(visitor, 2**20) == 200, seconds=10)
+
+
+def upload_status(visitor: Visitor, length: int) -> int:
+    return visitor.http.post("/gradio_api/upload", files={"files": ("a.png", bytes(length))}).status_code
 
 
 def test_nothing_but_the_page_is_answered(visitor: Visitor) -> None:
@@ -399,9 +446,9 @@ def test_the_page_is_reached_from_this_machine_alone(
     ):
         caplog.clear()
         with (
-            caplog.at_level(logging.WARNING, "colorjax.demo"),
+            caplog.at_level(logging.WARNING, "colorjax.web"),
             pytest.raises(InterruptedError),
-            web_page.serving(predictor, host=host, port=7860),
+            server.serving(predictor, host=host, port=7860),
         ):
             pass
         assert ("without a password" in caplog.text) == warned
@@ -427,28 +474,29 @@ def test_sessions_know_nothing_of_each_other_are_forgotten_and_have_limits(
     for function in ("render", "write"):
         for visitor in (other, third):
             message, *rest = visitor.call(function, None, 1.0, 0.38)["output"]["data"]
-            assert "no longer kept" in said(message)
+            assert "no longer kept" in message_text(message)
             assert "path" not in json.dumps(rest)
     assert "no longer kept" in third.color(photo).message
 
-    monkeypatch.setattr(web_page, "_KEPT", 1.0)
-    with web_page.serving(predictor, port=free_port()) as url:
+    monkeypatch.setattr(web_page, "KEPT", 1.0)
+    with server.serving(predictor, port=free_port()) as url:
         one = Visitor(url)
         assert one.color(one.upload("cat.png", encoded(cat))).pair
         time.sleep(2.5)
-        assert "no longer kept" in said(one.call("render", None, 1.0, 0.38)["output"]["data"][0])
+        assert "no longer kept" in message_text(one.call("render", None, 1.0, 0.38)["output"]["data"][0])
         folder = Path(one.upload("own.png", b"mine")["path"]).parents[1]
+        until(lambda: not list(folder.iterdir()), seconds=20)  # folders too
         assert folder.exists()
     assert not folder.exists()
 
     monkeypatch.undo()
-    monkeypatch.setattr(web_page, "_SESSIONS", 2)
-    monkeypatch.setattr(web_page, "_SPACE", 2**20)
-    with web_page.serving(predictor, port=free_port()) as url:
+    monkeypatch.setattr(server, "_SESSIONS", 2)
+    monkeypatch.setattr(server, "_SPACE", 2**20)
+    with server.serving(predictor, port=free_port()) as url:
         visitors = [Visitor(url) for _ in range(3)]
         for visitor in visitors:
             assert visitor.color(visitor.upload("cat.png", encoded(cat))).pair
-        messages = [said(v.call("render", None, 1.0, 0.38)["output"]["data"][0]) for v in reversed(visitors)]
+        messages = [message_text(v.call("render", None, 1.0, 0.38)["output"]["data"][0]) for v in reversed(visitors)]
         assert messages[:2] == ["", ""]
         assert "no longer kept" in messages[2]
         visitors[0].upload("large.png", bytes(2**20))
@@ -458,7 +506,7 @@ def test_sessions_know_nothing_of_each_other_are_forgotten_and_have_limits(
 
 def test_without_gradio_it_is_said_what_to_install(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ImportError, match="pip install gradio"), web_page.serving(predictor, port=free_port()):
+    with pytest.raises(ImportError, match="pip install gradio"), server.serving(predictor, port=free_port()):
         pass
 
 
@@ -470,7 +518,7 @@ def test_the_command_serves_until_it_is_told_to_end(untrained: Path, tmp_path: P
     root = Path(web_page.__file__).parents[2]
     running = subprocess.Popen([*command, f"--checkpoint={untrained}"], cwd=root, env=environment)
     try:
-        until(lambda: running.poll() is not None or answers(port), seconds=120)
+        until(lambda: running.poll() is not None or is_listening(port), seconds=120)
         assert "Color a photo" in httpx.get(f"http://127.0.0.1:{port}/").text
         assert [p.name for p in tmp_path.glob("colorjax-*")]
         running.terminate()
@@ -480,7 +528,7 @@ def test_the_command_serves_until_it_is_told_to_end(untrained: Path, tmp_path: P
     assert not list(tmp_path.glob("colorjax-*"))
 
 
-def answers(port: int) -> bool:
+def is_listening(port: int) -> bool:
     with socket.socket() as s:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
@@ -494,7 +542,7 @@ def until(true: Callable[[], bool], *, seconds: float) -> None:
 
 def test_a_port_that_is_taken_is_named(served: Served, predictor: Predictor) -> None:
     port = int(served.url.strip("/").rsplit(":", 1)[1])
-    with pytest.raises(OSError, match=f"port {port}, which may be taken"), web_page.serving(predictor, port=port):
+    with pytest.raises(OSError, match=f"port {port}, which may be taken"), server.serving(predictor, port=port):
         pass
 
 
