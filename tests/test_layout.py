@@ -68,6 +68,12 @@ def test_a_room_imports_only_from_lower_floors() -> None:
     assert not wrong
 
 
+def test_the_package_needs_nothing_outside_it() -> None:
+    """An installed wheel has no configs/, tests/ or benchmarks/ beside it."""
+    imports = {(module, name) for module, path in _modules().items() for name in _imports(path)}
+    assert not {x for x in imports if x[1].split(".")[0] in ("configs", "tests", "benchmarks", "train")}
+
+
 def test_every_room_has_a_floor() -> None:
     rooms = {_room(module) for module in _modules()} - {"__init__"}
     assert rooms == set().union(*FLOORS)

@@ -16,6 +16,21 @@ STAGES = ("pretrain", "joint")
 ADDED_FIELDS = {"data.max_undecodable": 0.1}
 """Fields that an older config.json lacks, and the value that it is read with."""
 
+# The fields and sections that pretraining does not read.
+_JOINT_ONLY = (
+    "stage",
+    "data.prior",
+    "data.download",
+    "model.output_attention",
+    "model.output_gate",
+    "model.output_stride",
+    "model.fusion",
+    "model.head",
+    "loss.",
+    "decode.",
+    "joint.",
+)
+
 _STAGE_RANGES = {
     "learning_rate": (0, math.inf),
     "weight_decay": (0, math.inf),
@@ -41,6 +56,11 @@ _RANGES = {
     "decode.temperature": (0, math.inf),
     **{f"{stage}.{field}": ends for stage in STAGES for field, ends in _STAGE_RANGES.items()},
 }
+
+
+def pretraining_reads(field: str) -> bool:
+    """Whether a field, such as "loss.rarity", can change what pretraining trains; true for fields added later."""
+    return not field.startswith(_JOINT_ONLY)
 
 
 def validate(config: Config, *, fields: Iterable[str] = _RANGES) -> None:

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from colorjax import atomic
 from colorjax.data.errors import first_few, one_line
-from colorjax.run.config import ADDED_FIELDS, STAGES, Config
+from colorjax.run.config import ADDED_FIELDS, STAGES, Config, pretraining_reads
 from colorjax.run.trees import flatten
 
 try:
@@ -38,8 +38,6 @@ except ModuleNotFoundError:  # Windows
 
 _log = logging.getLogger(__name__)
 
-# The sections that pretraining does not read.
-_JOINT_SECTIONS = ("joint.", "loss.", "decode.")
 # Where the photographs are, how many of them may be bad, and how often a stage reports: nothing of it changes what is
 # trained.
 _NEVER_BINDING = ("data.dir", "data.download", "data.max_undecodable")
@@ -156,9 +154,10 @@ def bind_config(config: Config, workdir: Path) -> None:
     """Writes config.json, unless the workdir is bound to another configuration.
 
     A field binds from the first checkpoint that depends on it. So a run that ended before it saved anything, because
-    of a misspelled field for example, can be started again with another configuration. After pretraining, the sections
-    `joint`, `loss` and `decode` may still change. Where the photographs are and how often a stage reports never binds;
-    nor does the number of steps of a stage at a constant rate, as long as nothing was trained on its result.
+    of a misspelled field for example, can be started again with another configuration. After pretraining, the fields
+    that it does not read may still change (config.pretraining_reads). Where the photographs are and how often a stage
+    reports never binds; nor does the number of steps of a stage at a constant rate, as long as nothing was trained on
+    its result.
 
     Raises:
         FileNotFoundError, ValueError: as `differences`.
@@ -215,7 +214,7 @@ def _binds(key: str, saved: dict[str, Any], given: dict[str, Any], steps: dict[s
         return False
     if field == "steps" and {c.get(f"{stage}.schedule") for c in (saved, given)} == {"constant"}:
         return given[key] < steps[stage] or (stage == "pretrain" and steps["joint"] > 0)
-    return steps["joint"] > 0 or (steps["pretrain"] > 0 and not key.startswith(_JOINT_SECTIONS))
+    return steps["joint"] > 0 or (steps["pretrain"] > 0 and pretraining_reads(key))
 
 
 def save_config(config: Config, folder: Path) -> None:

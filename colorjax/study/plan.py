@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colorjax.run.config import Config, validate
+from colorjax.run.config import Config, pretraining_reads, validate
 from colorjax.run.trees import flatten
 from colorjax.run.workdir import (
     bind_config,
@@ -25,21 +25,6 @@ from colorjax.run.workdir import (
 )
 from colorjax.study import rows as ablation_rows
 
-# What pretraining does not depend on. All else it does, a field that is yet to be invented included: what is trained
-# once too often costs time, what is shared wrongly costs the study.
-_NOT_PRETRAINING = (
-    "stage",
-    "data.prior",
-    "data.download",
-    "model.output_attention",
-    "model.output_gate",
-    "model.output_stride",
-    "model.fusion",
-    "model.head",
-    "loss.",
-    "decode.",
-    "joint.",
-)
 _FAILURE = "failure.txt"
 _SPLIT = "test"
 
@@ -207,20 +192,16 @@ def _joint(row: str, seed: int, configs: dict[str, Config], base: Config, direct
 
 
 def _pretraining(row: str, seed: int, configs: dict[str, Config], directory: Path) -> Run:
-    row = _first_alike(row, configs, _affects_pretraining)
+    row = _first_alike(row, configs, pretraining_reads)
     config = configs[row].copy_and_resolve_references().unlock()
     config.seed, config.stage = seed, "pretrain"
     workdir = directory / "pretrain" / row / f"seed{seed}"
     if config_file(workdir).exists():
         # It may come from a study with another joint stage.
         saved = load_config(workdir).unlock()
-        if _selected(saved, _affects_pretraining) == _selected(config, _affects_pretraining):
+        if _selected(saved, pretraining_reads) == _selected(config, pretraining_reads):
             config, config.stage = saved, "pretrain"
     return Run(row, seed, "pretrain", config.lock(), workdir)
-
-
-def _affects_pretraining(field: str) -> bool:
-    return not field.startswith(_NOT_PRETRAINING)
 
 
 def _affects_training(field: str) -> bool:
