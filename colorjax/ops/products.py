@@ -1,5 +1,6 @@
 """Products of rounded factors that are summed up in float32."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 
+@functools.cache  # so that two models of one configuration hold the same function
 def float32_sums(operation: Callable[..., jax.Array], *, factors: DTypeLike) -> Callable[..., jax.Array]:
     """lax.dot_general or lax.conv_general_dilated with factors of one dtype and a result that was never rounded to it.
 

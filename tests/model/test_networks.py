@@ -21,32 +21,32 @@ def _config(row: str = "full", **model: Any) -> Any:
     return config.model
 
 
-def _l(batch: int = 2, size: int = 64) -> jax.Array:
+def _l(batch: int = 2, size: int = 32) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).uniform(0, 100, (batch, size, size, 1)), jnp.float32)
 
 
-def _made(kind: type, config: Any, *, train: bool = True) -> Any:
-    """A model of 64 pixels and seven classes, as a function of the photographs.
-
-    Compiled as a whole: done operation by operation it would take ten times as long.
-    """
-    programs: list[Program] = []
-
-    def init() -> Any:
-        program, params, stats = Program.split(kind(config, classes=7, image_size=64, rngs=nnx.Rngs(0)))
-        programs.append(program)
-        return params, stats
-
-    params, stats = _compiled(init)()
-    return _compiled(lambda *args, **kwargs: programs[0](params, stats, *args, train=train, **kwargs)[0])
-
-
-# What has shapes alone takes no time.
+# Only the shapes are computed, which takes no time.
 _abstract = nnx.eval_shape
 
 
-def _compiled(f: Any) -> Any:
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+def _random_model(kind: type, config: Any, *, train: bool = True) -> Any:
+    """A model of 32 pixels and seven classes, as a compiled function of the photos.
+
+    Its parameters come from numpy: compiling their initialization would take as long as all the rest.
+    """
+    program, *trees = Program.split(_abstract(lambda: kind(config, classes=7, image_size=32, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+
+    def numbers(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if len(leaf.shape) > 1:
+            return jnp.asarray(rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape), jnp.float32)
+        return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)
+
+    params, stats = jax.tree.map(numbers, trees)
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(
+        lambda *args, **named: program(params, stats, *args, train=train, **named)[0], compiler_options=options
+    )
 
 
 def _conv(a: int, b: int) -> int:
@@ -86,7 +86,8 @@ def test_classifier_and_colorizer_share_their_parameter_paths() -> None:
 
 @pytest.mark.parametrize(("stride", "side"), [(2, 32), (4, 16)])
 def test_shapes(stride: int, side: int) -> None:
-    out = _abstract(lambda: Colorizer(_config(output_stride=stride), classes=7, image_size=64, rngs=nnx.Rngs(0))(_l()))
+    config = _config(output_stride=stride)
+    out = _abstract(lambda: Colorizer(config, classes=7, image_size=64, rngs=nnx.Rngs(0))(_l(size=64)))
     assert out.class_logits.shape == (2, 7)
     assert out.color is not None
     assert out.color.shape == (2, side, side, 313)
@@ -98,7 +99,7 @@ def test_pooling_has_the_parameters_of_strides_and_other_features() -> None:
         return Classifier(_config(downsampling=how), classes=7, image_size=64, rngs=nnx.Rngs(0))
 
     assert parameter_count(_abstract(lambda: made("stride"))) == parameter_count(_abstract(lambda: made("pool")))
-    x = _l() / 50 - 1
+    x = _l(size=64) / 50 - 1
     for how in ("stride", "pool"):
         assert _abstract(lambda how=how: made(how).low_level(x)).shape == (2, 8, 8, 128)
     assert _abstract(lambda: made("pool").low_level.layers[0](x)).shape == (2, 64, 64, 16)
@@ -109,14 +110,17 @@ def test_pooling_has_the_parameters_of_strides_and_other_features() -> None:
 
 
 def test_other_sizes_need_a_global_view_of_the_trained_size() -> None:
-    model = _made(Colorizer, _config(), train=False)
-    with pytest.raises(ValueError, match=r"8×8 map.*got 12×12.*global_l.*64"):
-        model(_l(size=96))
-    out = model(_l(size=96), global_l=_l())
+    model = _random_model(Colorizer, _config(), train=False)
+    with pytest.raises(ValueError, match=r"4×4 map.*got 6×6.*global_l.*32"):
+        model(_l(size=48))
+    out = model(_l(size=48), global_l=_l())
     assert out.color is not None
-    assert out.color.shape == (2, 48, 48, 313)
+    assert out.color.shape == (2, 24, 24, 313)
     # The class is the global view's, whatever the local one is.
-    np.testing.assert_allclose(out.class_logits, model(_l()).class_logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        out.class_logits, model(100 - _l(size=48), global_l=_l()).class_logits, rtol=1e-5, atol=1e-5
+    )
+    assert not np.allclose(out.class_logits, model(_l(size=48), global_l=100 - _l()).class_logits, atol=1e-3)
 
 
 def test_fusion_is_a_1x1_convolution_of_the_concatenation() -> None:
@@ -165,7 +169,7 @@ def test_batch_norm_uses_the_batch_in_training_and_the_running_statistics_afterw
 
 
 def test_group_norm_sees_each_photo_by_itself() -> None:
-    model = _made(Classifier, _config(norm="group"))
+    model = _random_model(Classifier, _config(norm="group"))
     l = _l(3)
     np.testing.assert_allclose(model(l).class_logits[:1], model(l[:1]).class_logits, rtol=1e-4, atol=1e-5)
 
@@ -211,7 +215,41 @@ def test_image_sizes_that_the_strides_do_not_divide_are_refused(size: int) -> No
         _abstract(lambda: Classifier(_config(), classes=7, image_size=size, rngs=nnx.Rngs(0)))
 
 
-def test_bfloat16_runs_in_bfloat16_and_answers_in_float32() -> None:
+def _in_bfloat16(x: Any) -> np.ndarray:
+    return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+
+
+def test_the_output_layers_sum_up_bfloat16_products_in_float32() -> None:
+    """Sums near 16, which bfloat16 would round by up to 1/32."""
+    options = {"outputs": 5, "output_stride": 4, "output_attention": "none", "output_gate": 0.0}
+
+    def output_layer(network: Any, **options: Any) -> Any:
+        rngs = nnx.Rngs(0)
+        norm = networks.norm_factory("batch", dtype=jnp.bfloat16, rngs=rngs)
+        return network(width=0.25, norm=norm, dtype=jnp.bfloat16, rngs=rngs, **options).output
+
+    dense = _abstract(lambda: output_layer(networks.Classification, classes=7))
+    convolution = _abstract(lambda: output_layer(networks.Colorization, **options))
+    rng = np.random.default_rng(0)
+    for layer in (dense, convolution):
+        assert layer.bias is not None
+        layer.kernel = nnx.Param(jnp.asarray(rng.normal(size=layer.kernel.shape), jnp.float32))
+        layer.bias = nnx.Param(jnp.asarray(rng.uniform(15.9, 16.1, layer.bias.shape), jnp.float32))
+    vectors = rng.normal(size=(3, 64))
+    expected = _in_bfloat16(vectors) @ _in_bfloat16(dense.kernel[...]) + np.asarray(dense.bias[...], np.float64)
+    logits = dense(jnp.asarray(vectors, jnp.bfloat16))
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    maps = rng.normal(size=(2, 4, 5, 8))
+    padded = np.pad(_in_bfloat16(maps), [(0, 0), (1, 1), (1, 1), (0, 0)])
+    kernel = _in_bfloat16(convolution.kernel[...])
+    expected = sum(padded[:, y : y + 4, x : x + 5] @ kernel[y, x] for y in range(3) for x in range(3))
+    logits = convolution(jnp.asarray(maps, jnp.bfloat16))
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected + np.asarray(convolution.bias[...], np.float64), atol=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_returns_float32() -> None:
     config = _config(dtype="bfloat16")
     assert compute_dtype(config) == jnp.bfloat16
     features = _abstract(
@@ -219,6 +257,6 @@ def test_bfloat16_runs_in_bfloat16_and_answers_in_float32() -> None:
     )
     assert features.dtype == jnp.bfloat16
     # With the statistics of two photos BatchNorm would magnify every rounding.
-    logits, reference = (_made(Classifier, c, train=False)(_l()).class_logits for c in (config, _config()))
+    logits, reference = (_random_model(Classifier, c, train=False)(_l()).class_logits for c in (config, _config()))
     assert logits.dtype == jnp.float32
     assert 0 < float(jnp.abs(logits - reference).max()) < 0.05 * float(jnp.abs(reference).max())

@@ -61,4 +61,5 @@ def test_a_convolution_equals_float64_but_for_its_factors_rounding(factors):
 
 
 def test_float32_factors_leave_the_operation_as_it_is():
+    assert float32_sums(lax.dot_general, factors=jnp.bfloat16) is float32_sums(lax.dot_general, factors=jnp.bfloat16)
     assert float32_sums(lax.dot_general, factors=jnp.float32) is lax.dot_general
