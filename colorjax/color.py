@@ -220,8 +220,7 @@ def soft_targets(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> ja
     # serial on CPU.
     target = jnp.zeros((*index.shape[:-1], NUM_BINS), jnp.float32)
     for k in range(neighbors):
-        hit = index[..., k, None] == jnp.arange(NUM_BINS)
-        target += jnp.where(hit, weight[..., k, None], 0.0)
+        target += weight[..., k, None] * jax.nn.one_hot(index[..., k], NUM_BINS)
     return target
 
 
@@ -394,12 +393,12 @@ def _products(matrix: np.ndarray, color: Sequence[Any]) -> list[Any]:
 def _nearest(ab: ArrayLike, count: int) -> tuple[jax.Array, jax.Array]:
     """The `count` nearest bins: int32 index and float32 squared distance, [..., count] each."""
     bins = ab_bins()
-    low, high = bins.min(axis=0), bins.max(axis=0)
-    ab = jnp.clip(jnp.asarray(ab, jnp.float32), low, high)
-    cell = jnp.round((ab - low) / BIN_STEP).astype(jnp.int32)
-    candidates = jnp.asarray(_candidates(count))[cell[..., 0], cell[..., 1]]
-    difference = ab[..., None, :] - jnp.asarray(bins, jnp.float32)[candidates]
-    squared_distance = jnp.square(difference).sum(axis=-1)
+    low, high = bins.min(axis=0).tolist(), bins.max(axis=0).tolist()
+    a, b = (jnp.clip(jnp.asarray(ab, jnp.float32)[..., i], low[i], high[i]) for i in (0, 1))
+    row, column = (jnp.round((x - low[i]) / BIN_STEP).astype(jnp.int32) for i, x in enumerate((a, b)))
+    candidates = jnp.asarray(_candidates(count))[row, column]
+    near = jnp.asarray(bins, jnp.float32)[candidates]
+    squared_distance = jnp.square(a[..., None] - near[..., 0]) + jnp.square(b[..., None] - near[..., 1])
     negative, which = jax.lax.top_k(-squared_distance, count)
     return jnp.take_along_axis(candidates, which, axis=-1), -negative
 

@@ -18,12 +18,7 @@ class _Lines(logging.Handler):
 def log_to_terminal() -> None:
     """Shows colorjax's messages without a prefix, and only the warnings of its libraries."""
     absl.logging.set_verbosity(absl.logging.WARNING)
-    absl.logging.get_absl_handler().addFilter(_is_foreign)
-    logger = logging.getLogger("colorjax")
-    logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
-        logger.addHandler(_Lines())
-
-
-def _is_foreign(record: logging.LogRecord) -> bool:
-    return not record.name.startswith("colorjax")
+    logging.getLogger("colorjax").setLevel(logging.INFO)
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Lines) for handler in root.handlers):
+        root.addHandler(_Lines())
