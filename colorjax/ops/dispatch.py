@@ -23,12 +23,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+Form = Callable[..., Any]
 
-def by_platform(*operands: Any, default: Callable[..., Any], cpu: Callable[..., Any] | None = None) -> Any:
-    """Calls `cpu` in a program that is lowered for a CPU, if there is such a form, and `default` in every other."""
-    if cpu is None:
-        return default(*operands)
-    return lax.platform_dependent(*operands, default=default, cpu=cpu)
+
+def by_platform(
+    *operands: Any, default: Form, cpu: Form | None = None, gpu: Form | None = None, tpu: Form | None = None
+) -> Any:
+    """Calls the form for the platform that the program is lowered for, and `default` where there is none."""
+    platforms = {"cpu": cpu, "cuda": gpu, "rocm": gpu, "tpu": tpu}
+    forms = {platform: form for platform, form in platforms.items() if form is not None}
+    return lax.platform_dependent(*operands, default=default, **forms) if forms else default(*operands)
 
 
 def llvm_kernels_run(*shapes: tuple[Any, ...]) -> bool:

@@ -8,7 +8,6 @@ import textwrap
 import warnings
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
@@ -195,16 +194,3 @@ def test_the_mirrored_structures_are_the_installed_jaxlibs():
         (body,) = re.findall(rf"^struct XLA_FFI_{name} {{\n(.*?)^}};", header, re.MULTILINE | re.DOTALL)
         declared = re.findall(r"(\w+);", re.sub(r"//.*", "", body))
         assert declared[: len(fields)] == fields, name
-
-
-def test_kernels_need_one_cpu(monkeypatch):
-    assert dispatch.llvm_kernels_run((2, 3), (1,))
-    assert not dispatch.llvm_kernels_run((2, 3), (2, 0))
-    monkeypatch.setattr(jax, "device_count", lambda: 2)
-    assert not dispatch.llvm_kernels_run((2, 3))
-    monkeypatch.undo()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert not dispatch.llvm_kernels_run((2, 3))
-    assert dispatch.fastest_dtype() == jnp.bfloat16
-    monkeypatch.undo()
-    assert dispatch.fastest_dtype() == jnp.float32
