@@ -11,6 +11,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -233,3 +235,14 @@ def test_the_readmes_commands_run(untrained: Path, tmp_path: Path) -> None:
     assert np.asarray(Image.open(tmp_path / "colored" / "below" / "b.png")).shape == (70, 50, 3)
     assert (tmp_path / "runs" / "vivid" / "evaluation" / "test" / "metrics.json").exists()
     assert (tmp_path / "runs" / "paper" / "joint" / "checkpoints" / "1").exists()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs() -> None:
+    notebook = nbformat.read(ROOT / "notebooks" / "colorjax.ipynb", as_version=4)
+    small = "config.data.update(resolution=40, image_size=32)\nconfig.model.patch_kernels = (3, 3, 3)\nconfig.lock()"
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("STEPS = 60", "STEPS = 1").replace("config.lock()", small)
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
