@@ -1,7 +1,6 @@
-"""The paper's joint stage at a size for two CPU cores: 64 pixels and a quarter of the width, of which docs/ablations.md
-is.
+"""The paper's joint stage at 64 pixels and a quarter of the width: what docs/ablations.md measures on two CPU cores.
 
-Batch, number of steps and the constant rate of the joint stage are those of configs/paper.py. The pretraining is
+The joint stage has the batch, the steps and the constant rate of configs/paper.py. The pretraining is
 configs/food64.py's.
 """
 
@@ -15,11 +14,11 @@ def get_config(row: str = "full") -> Any:
     """The configuration, with the overrides of one ablation row applied."""
     c = food64.get_config().unlock()
     j = c.joint
-    j.batch_size = 8
-    j.steps = 2_000
-    j.schedule = "constant"
-    j.warmup_steps = 0
-    j.eval_every = 1_000
-    j.eval_photos = 256
-    j.save_every = 500
+    j.batch_size = 8  # photos a step (paper)
+    j.steps = 2_000  # (paper)
+    j.schedule = "constant"  # as in configs/paper.py
+    j.warmup_steps = 0  # as in configs/paper.py
+    j.eval_every = 1_000  # steps
+    j.eval_photos = 256  # photos: a study validates many short runs
+    j.save_every = 500  # steps, about a minute
     return rows.apply(c, row)

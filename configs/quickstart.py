@@ -1,7 +1,6 @@
-"""Both stages on the offline sample, in minutes on two CPU cores: that everything runs, not that it colors well.
+"""Both stages on the offline sample, in minutes on two CPU cores: shows that everything runs, not good colors.
 
-The photographs are the few that scikit-image ships, the width is a quarter, and the steps are some hundred. It starts
-from configs/paper.py, so what is not set here is the paper's.
+The photos are crops of the few photographs that scikit-image ships. What is not set here is configs/paper.py's.
 """
 
 from typing import Any
@@ -13,16 +12,16 @@ from configs import paper
 def get_config(row: str = "full") -> Any:
     """The configuration, with the overrides of one ablation row applied."""
     c = paper.get_config().unlock()
-    c.data.source = "sample"
-    c.data.resolution = 80
-    c.data.image_size = 64
-    c.model.width = 0.25
+    c.data.source = "sample"  # needs no download
+    c.data.resolution = 80  # pixels; the margin gives rotation its pixels
+    c.data.image_size = 64  # pixels
+    c.model.width = 0.25  # the least
     for stage, steps in (("pretrain", 200), ("joint", 400)):
         s = c[stage]
         s.steps = steps
-        s.batch_size = 16
-        s.schedule = "cosine"
-        s.log_every = 20
-        s.eval_every = 100
-        s.save_every = 100
+        s.batch_size = 16  # photos a step
+        s.schedule = "cosine"  # docs/ablations.md, row `cosine`
+        s.log_every = 20  # steps
+        s.eval_every = 100  # steps
+        s.save_every = 100  # steps
     return rows.apply(c, row)

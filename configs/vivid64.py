@@ -1,4 +1,4 @@
-"""configs/vivid.py's recipe at 64 pixels and a quarter of the width, after configs/food64.py's pretraining."""
+"""configs/vivid.py's joint stage at 64 pixels and a quarter of the width, after configs/food64.py's pretraining."""
 
 from typing import Any
 
