@@ -36,6 +36,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="N,…",
         help="the seeds with which every row is trained",
     )
+    add("--lpips-weights", metavar="FILE", help="report LPIPS too; the .npz file comes from `colorjax weights lpips`")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--plan", action="store_true", help="print what there is to do and how long it takes, and stop")
     what.add_argument("--commands", action="store_true", help="print one command for each run, and stop")
@@ -68,7 +69,16 @@ def run(args: argparse.Namespace) -> int:
     if base.stage != "both":
         runs = [run for run in runs if run.stage == base.stage]
     if args.commands:
-        print(commands(runs, config=args.config, overrides=args.overrides, rows=rows, directory=directory))
+        print(
+            commands(
+                runs,
+                config=args.config,
+                overrides=args.overrides,
+                rows=rows,
+                directory=directory,
+                lpips_weights=args.lpips_weights,
+            )
+        )
         return 0
     ok = True
     if not args.report:
@@ -82,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         print(estimate.plan_table(runs, seconds), flush=True)
         if args.plan:
             return 0
-        ok = carry_out(runs, directory=directory)
+        ok = carry_out(runs, directory=directory, lpips_weights=args.lpips_weights)
     report.write(directory, find_runs(directory, planned=runs))
     _log.info("the report is %s", directory / "report.html")
     return 0 if ok else 1

@@ -143,12 +143,16 @@ def workdir(text: str) -> Path:
 
 
 def existing_run(text: str) -> Path:
-    """An argparse type: the workdir of a run.
+    """An argparse type: the workdir of a run, an exported folder, or the name of weights that ship.
 
     Raises:
-        argparse.ArgumentTypeError: as `workdir`, and if there is no run.
+        argparse.ArgumentTypeError: as `workdir`, and if there is no such folder.
     """
+    from colorjax.run.locate import shipped_weights
+
     path = workdir(text)
+    if not path.exists() and text in (shipped := shipped_weights()):
+        return shipped[text]
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} does not exist; give the --workdir of a run")
     return path

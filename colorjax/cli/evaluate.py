@@ -14,6 +14,7 @@ EXAMPLES = """
 colorjax evaluate --workdir=runs/paper
 colorjax evaluate --workdir=runs/paper --temperature=0.1,0.2,0.38
 colorjax evaluate --workdir=runs/paper --data-dir=~/food --split=validation --frechet
+colorjax evaluate --workdir=food101 --data-dir=packs/food101 --out=evaluation
 """
 
 
@@ -25,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
         type=existing_run,
         required=True,
         metavar="DIR",
-        help="the --workdir of a training, or an exported folder of tensors",
+        help="the --workdir of a training, an exported folder of tensors, or the name of weights that ship",
     )
     add("--split", default="test", choices=("train", "validation", "test"), help="which photos to measure")
     add("--data-dir", metavar="DIR", help="where the photos are; by default the training's config.data.dir")

@@ -28,6 +28,7 @@ from colorjax.model.program import Program, Tree, build_program
 from colorjax.run import portable, sharding
 from colorjax.run.checkpoints import load_checkpoint
 from colorjax.run.config import Config
+from colorjax.run.locate import SHIPPED
 from colorjax.run.pictures import panel
 from colorjax.run.prior import load_prior
 from colorjax.run.trained import load_trained
@@ -74,7 +75,7 @@ def evaluate(
         workdir: of `train`; or a portable folder. If that has no prior.npz, the prior is counted into `out`.
         split: train, validation or test.
         data_dir: where the photos are; None is the run's own data.dir.
-        out: the folder to write into; None is `<workdir>/evaluation/<split>`.
+        out: the folder to write into; None is `<workdir>/evaluation/<split>`. Weights that ship need one.
         temperature: of the annealed mean; None is the run's own. Several are a sweep: the rows stay those of the run's
             own temperature, and the record also has the temperature at which predicted and true colorfulness agree.
         frechet: whether to compute the Fréchet distance between EfficientNet-Lite0 features.
@@ -91,6 +92,8 @@ def evaluate(
         ImportError: the package for `frechet` is not installed.
     """
     workdir = local_path(workdir)
+    if out is None and workdir.is_relative_to(SHIPPED):
+        raise ValueError(f"out is missing: give --out=FOLDER, since {workdir} belongs to the package")
     config = load_config(workdir)
     is_portable = portable.is_portable(workdir)
     with config.unlocked():

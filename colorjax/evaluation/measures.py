@@ -72,7 +72,7 @@ def make_measure(
     """
     if prior is not None:
         log_prior = jnp.log(jnp.maximum(jnp.asarray(prior.p, jnp.float32), 1e-8))
-        mean_ab = jnp.asarray(prior.mean_ab, jnp.float32)
+        mean_ab = jnp.asarray(prior.mean_ab, jnp.float32).reshape(1, 1, 1, 2)
         rarity = jnp.asarray(color.rarity_weights(prior.p))
         inverse = jnp.asarray(color.rarity_weights(prior.p, mix=0.0))
 
@@ -96,9 +96,9 @@ def make_measure(
 
         predictions = {
             "model": decode_ab(outputs, temperature=temperature),
-            "prior": color.annealed_mean(log_prior, temperature=temperature),
+            "prior": color.annealed_mean(log_prior, temperature=temperature).reshape(1, 1, 1, 2),
             "mean color": mean_ab,
-            "gray": jnp.zeros(2),
+            "gray": jnp.zeros((1, 1, 1, 2)),
         } | {at_temperature(t): decode_ab(outputs, temperature=t) for t in sweep}
         weights = inverse[color.nearest_bin(ab)]
 

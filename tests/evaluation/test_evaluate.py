@@ -24,6 +24,7 @@ from PIL import Image
 from test_judges import QUICK, lpips_weights
 
 from colorjax import color, data
+from colorjax.cli.arguments import existing_run
 from colorjax.data import batches as batches_module
 from colorjax.data.batches import DatasetInfo, RowSource, center_crop
 from colorjax.data.packed import write_pack
@@ -34,7 +35,7 @@ from colorjax.evaluation.judges import efficientnet, lpips
 from colorjax.evaluation.summary import agreeing_temperature
 from colorjax.model.colorizer import Colorizer
 from colorjax.model.program import Program, abstract_model, build_program
-from colorjax.run import compilation, sharding
+from colorjax.run import compilation, locate, sharding
 from colorjax.run.checkpoints import Checkpoints, load_checkpoint
 from colorjax.run.trained import load_trained, save_trained
 from colorjax.run.workdir import bind_config, load_config, save_class_names
@@ -355,7 +356,13 @@ def whole(untrained: Path, tmp_path_factory: pytest.TempPathFactory, in_batches_
 def test_devices_batch_size_and_source_do_not_change_the_results(untrained: Path, whole: Path, tmp_path: Path) -> None:
     other = _copy(untrained, tmp_path / "other", source="packed")
     sample = load_config(whole).data
-    write_pack(data.open_source(sample), str(tmp_path / "pack"), splits=("test",), resolution=sample.resolution)
+    write_pack(
+        data.open_source(sample),
+        tmp_path / "pack",
+        splits=("test",),
+        resolution=sample.resolution,
+        train_fraction=sample.train_fraction,
+    )
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
@@ -400,6 +407,14 @@ def test_a_portable_folder_is_evaluated_like_its_run(
     assert sorted(path.name for path in portable.iterdir()) == before
 
 
+def test_weights_that_ship_are_found_by_name_and_kept_clean(portable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locate, "SHIPPED", portable.parent)
+    monkeypatch.setattr("colorjax.evaluation.evaluate.SHIPPED", portable.parent)
+    assert existing_run(portable.name) == portable
+    with pytest.raises(ValueError, match=r"out is missing: give --out=FOLDER"):
+        evaluate(portable)
+
+
 class Rows:
     """Some photos of a split, with other labels."""
 
@@ -422,9 +437,10 @@ def three_classes(split: dict, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("three_classes") / "pack"
     write_pack(
         RowSource(info, {"train": rows, "test": rows}),
-        str(folder),
+        folder,
         splits=("train", "test"),
         resolution=images.shape[1],
+        train_fraction=0.8,
     )
     return folder
 

@@ -50,7 +50,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info = source.info
     sizes = {split: len(of_split) for split, of_split in rows.items()}
     few = RowSource(type(info)(info.name, info.class_names, sizes), rows)
-    write_pack(few, str(made / "pack"), splits=("train", "validation", "test"), resolution=40)
+    write_pack(few, made / "pack", splits=("train", "validation", "test"), resolution=40, train_fraction=0.8)
     return made
 
 

@@ -57,7 +57,7 @@ def class_logits(weights: Weights, rgb: jax.Array) -> jax.Array:
     """ImageNet's class logits, float32 [B, 1000]; for the arguments see `features`."""
     return jnp.matmul(
         features(weights, rgb), jnp.asarray(weights["_fc.weight"]).T, precision=jax.lax.Precision.HIGHEST
-    ) + jnp.asarray(weights["_fc.bias"])
+    ) + jnp.reshape(jnp.asarray(weights["_fc.bias"]), (1, -1))
 
 
 def _block(weights: Weights, name: str, x: jax.Array, stride: int) -> jax.Array:

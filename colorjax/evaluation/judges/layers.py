@@ -5,8 +5,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from colorjax.evaluation.judges.weights import Weights
+
+
+def by_channel(values: ArrayLike) -> jax.Array:
+    """[channels] -> [1, 1, 1, channels]."""
+    return jnp.reshape(jnp.asarray(values), (1, 1, 1, -1))
 
 
 def convolution(
@@ -26,7 +32,7 @@ def convolution(
         dimension_numbers=("NHWC", "OIHW", "NHWC"),
         precision=jax.lax.Precision.HIGHEST,
     )
-    return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
+    return y + by_channel(weights[f"{name}.bias"]) if f"{name}.bias" in weights else y
 
 
 def depthwise(weights: Weights, name: str, x: jax.Array, *, stride: int = 1) -> jax.Array:
@@ -40,14 +46,15 @@ def depthwise(weights: Weights, name: str, x: jax.Array, *, stride: int = 1) -> 
     # A sum of shifted maps: XLA's own grouped convolution takes twenty times as long on CPU.
     result = jnp.zeros((), x.dtype)
     for i, j in np.ndindex(k, k):
-        result += kernel[:, 0, i, j] * x[:, i : i + extent : stride, j : j + extent : stride]
+        result += by_channel(kernel[:, 0, i, j]) * x[:, i : i + extent : stride, j : j + extent : stride]
     return result
 
 
 def batch_norm(weights: Weights, name: str, x: jax.Array, *, epsilon: float = 1e-3) -> jax.Array:
     """The BatchNorm2d of that name, in evaluation mode."""
     scale = weights[f"{name}.weight"] / jnp.sqrt(weights[f"{name}.running_var"] + epsilon)
-    return x * scale + (weights[f"{name}.bias"] - weights[f"{name}.running_mean"] * scale)
+    offset = weights[f"{name}.bias"] - weights[f"{name}.running_mean"] * scale
+    return x * by_channel(scale) + by_channel(offset)
 
 
 def max_pool(x: jax.Array, *, stride: int = 2, padding: int = 0) -> jax.Array:

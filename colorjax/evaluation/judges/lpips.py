@@ -7,9 +7,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from colorjax import color
-from colorjax.evaluation.judges.layers import convolution, max_pool
+from colorjax.evaluation.judges.layers import by_channel, convolution, max_pool
 from colorjax.evaluation.judges.weights import (
     Weights,
     checksum,
@@ -36,8 +37,8 @@ _LAYERS = (
     ("net.slice4.8", 1, 1, False),
     ("net.slice5.10", 1, 1, False),
 )
-_SHIFT = (-0.030, -0.088, -0.188)
-_SCALE = (0.458, 0.448, 0.450)
+_SHIFT = np.array((-0.030, -0.088, -0.188), np.float32)
+_SCALE = np.array((0.458, 0.448, 0.450), np.float32)
 
 
 def convert(source: str | Path, out: str | Path) -> None:
@@ -92,14 +93,14 @@ def distance(weights: Weights, a: jax.Array, b: jax.Array) -> jax.Array:
     """
     total = jnp.zeros(len(a))
     for i, (x, y) in enumerate(zip(_features(weights, a), _features(weights, b), strict=True)):
-        head = jnp.asarray(weights[f"lin{i}.model.1.weight"]).reshape(-1)
+        head = by_channel(weights[f"lin{i}.model.1.weight"])
         total += (jnp.square(x - y) * head).sum(axis=-1).mean(axis=(1, 2))
     return total
 
 
 def _features(weights: Weights, rgb: jax.Array) -> list[jax.Array]:
     """The five feature maps [B, h, w, channels], each pixel's vector scaled to length 1."""
-    x = (2 * color.unit_rgb(rgb) - 1 - jnp.asarray(_SHIFT)) / jnp.asarray(_SCALE)
+    x = (2 * color.unit_rgb(rgb) - 1 - by_channel(_SHIFT)) / by_channel(_SCALE)
     maps = []
     for name, stride, padding, pooled in _LAYERS:
         x = max_pool(x) if pooled else x
