@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
         predictor.predict([], style=style, hint=args.hint)  # refuses a style or hint that does not fit
     look = Look(args.temperature, args.saturation, style, args.hint, args.smoothing, args.quality)
     with _messages_on_stderr(), _signals(), warnings.catch_warnings():
-        # read_photo has a limit; Pillow warns at half of it.
+        # Pillow warns at half of read_photo's limit, and at broken metadata, which is left out.
+        warnings.filterwarnings("ignore", module="PIL")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             if args.out is None:

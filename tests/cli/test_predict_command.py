@@ -1,14 +1,16 @@
 """`colorjax predict`: files, folders and pipes in, colored files out, whatever the files are like."""
 
+import contextlib
 import io
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import mixed_photos
@@ -87,7 +89,8 @@ def test_a_folder_of_fifty_mixed_files(untrained: Path, tmp_path: Path, capsys: 
             assert np.abs(l - kept).max() < 0.2, name
             if got.alpha is not None:
                 np.testing.assert_array_equal(got.alpha, given.alpha)
-    assert Image.open(out / "turned 6.jpg").getexif()[0x010E] == "a cup"
+    with Image.open(out / "turned 6.jpg") as image:
+        assert image.getexif()[0x010E] == "a cup"
 
     # Again: what is there is skipped, unless it is wanted.
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -112,7 +115,7 @@ def test_results_have_names_of_their_own_and_never_replace_the_input(
     base = ("--checkpoint", untrained, "--out", out)
     assert run(tmp_path / "a", tmp_path / "c" / "x.jpg", tmp_path / "c" / "x.bmp", *base, "--format", "webp") == 0
     assert sorted(p.name for p in out.iterdir()) == ["x-2.webp", "x-3.webp", "x.webp"]
-    assert Image.open(out / "x.webp").format == "WEBP"
+    assert read_photo(out / "x.webp").format == "WEBP"
     # Its own results, below it, are no input.
     assert run(tmp_path / "a", *base, "--recursive") == 0
     assert (out / "b" / "x.png").exists()
@@ -313,24 +316,30 @@ def test_closed_pipes_end_in_one_line_and_lose_no_file(
 ) -> None:
     photo = save_photo(tmp_path / "photo.png")
 
-    def closed() -> Any:
-        read, write = os.pipe()
-        os.close(read)
-        return os.fdopen(write, "w")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdin", io.TextIOWrapper(photo.open("rb")))
-        patch.setattr(sys, "stdout", closed())
+    with closed_pipe() as closed, monkeypatch.context() as patch, photo.open("rb") as file:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(file))
+        patch.setattr(sys, "stdout", closed)
         assert run("-") == 1
     assert capsys.readouterr().err == "not colored: standard output was closed\n"
-    for stdout, stderr in ((None, closed()), (closed(), None)):
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", stdout)
-            patch.setattr(sys, "stderr", stderr)
+    for stdout_is_none in (True, False):
+        with closed_pipe() as closed, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", None if stdout_is_none else closed)
+            patch.setattr(sys, "stderr", closed if stdout_is_none else None)
             assert run("-") == 1
             assert run(photo, tmp_path / "absent.png", "--out", tmp_path / "out", "--overwrite") == 1
         read_photo(tmp_path / "out" / "photo.png")
         (tmp_path / "out" / "photo.png").unlink()
+
+
+@contextlib.contextmanager
+def closed_pipe() -> Iterator[TextIO]:
+    """A pipe that nothing reads any more, to write to."""
+    read, write = os.pipe()
+    os.close(read)
+    file = os.fdopen(write, "w")
+    yield file
+    with contextlib.suppress(BrokenPipeError):
+        file.close()
 
 
 def test_weights_that_are_not_finite_color_nothing(

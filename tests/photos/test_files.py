@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from colorjax.photos import files, writers
+from colorjax.photos import readers, writers
 from colorjax.photos.files import Photo, read_photo, read_size, write_photo
 
 
@@ -175,7 +175,7 @@ def test_metadata_is_written_again(source: str, target: str) -> None:
         assert again.metadata["photoshop"] == [segment]
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_exif_thumbnail_and_broken_exif_do_not_go_on() -> None:
     buffer = io.BytesIO()
     thumbnail = b"\xff\xd8thumbnail\xff\xd9"
@@ -193,6 +193,36 @@ def test_the_exif_thumbnail_and_broken_exif_do_not_go_on() -> None:
     assert "exif" not in read_photo(buffer.getvalue()).metadata
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_broken_exif_tags_are_left_out_of_a_tiff() -> None:
+    def tag(number: int, kind: int, count: int, value: bytes) -> bytes:
+        return struct.pack("<HHL", number, kind, count) + value
+
+    tags = [
+        tag(0x0100, 4, 1, struct.pack("<L", 10**9)),  # a width, which is not this photo's
+        tag(0x010E, 2, 4, b"cup\0"),
+        tag(0x010F, 2, 2**31, struct.pack("<L", 2**31)),  # a text far beyond the end
+        tag(0x0110, 99, 1, bytes(4)),  # a type that does not exist
+        tag(0x011A, 5, 1, struct.pack("<L", 2**31)),
+        tag(0x0142, 4, 1, struct.pack("<L", 0)),  # tiles of no width
+        tag(0x0144, 4, 3, struct.pack("<L", 2**31)),
+        tag(0x8298, 7, 4, b"Anna"),  # bytes where a text should be
+        tag(0x8769, 4, 1, struct.pack("<L", 2**31)),  # a directory beyond the end
+        tag(0xA005, 12, 1, struct.pack("<L", 3)),
+        tag(0xC000, 10, 0, bytes(4)),  # no value
+    ]
+    exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, len(tags)) + b"".join(tags) + bytes(4)
+    buffer = io.BytesIO()
+    Image.fromarray(some_pixels(4, 6, 3)).save(buffer, "JPEG", exif=exif)
+    photo = read_photo(buffer.getvalue())
+    written = io.BytesIO()
+    write_photo(photo.pixels, photo, written, format="TIFF")
+    np.testing.assert_array_equal(read_photo(written.getvalue()).pixels, photo.pixels)
+    np.testing.assert_array_equal(tifffile.imread(io.BytesIO(written.getvalue())), photo.pixels)
+    with Image.open(written) as image:
+        assert image.getexif()[0x010E] == "cup"
+
+
 def test_a_broken_profile_is_ignored_and_said() -> None:
     pixels = some_pixels(4, 6, 3)
     buffer = io.BytesIO()
@@ -204,7 +234,7 @@ def test_a_broken_profile_is_ignored_and_said() -> None:
 
 def test_a_gray_photo_with_srgb_s_profile_is_as_it_is() -> None:
     gray = some_pixels(4, 6)
-    for profile, exact in ((files.srgb_profile(), True), (mixed_photos.swapped_profile(), False)):
+    for profile, exact in ((readers.srgb_profile(), True), (mixed_photos.swapped_profile(), False)):
         buffer = io.BytesIO()
         Image.fromarray(gray).save(buffer, "PNG", icc_profile=profile)
         photo = read_photo(buffer.getvalue())
@@ -224,7 +254,7 @@ def test_the_format_is_asked_for_or_the_suffix_or_the_photo_s_own(tmp_path: Path
         ("GIF", "c", None, "PNG"),
     ):
         write_photo(pixels, Photo(pixels, format=like), tmp_path / name, format=format)
-        assert Image.open(tmp_path / name).format == expected
+        assert read_photo(tmp_path / name).format == expected
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

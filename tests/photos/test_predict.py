@@ -116,9 +116,12 @@ def test_the_working_size_brings_detail_and_leaves_the_coarse_colors(untrained: 
 def test_what_cannot_be_is_refused(untrained: Path, predictor: Predictor, photos: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="size is 60; it must be a multiple of 8"):
         Predictor(untrained, size=60)
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        Predictor(untrained, batch_size=0)
-    with pytest.raises(FileNotFoundError, match="config"):
+    with pytest.raises(ValueError, match="size is 1000000000; it must be a multiple of 8 between 32 and 4096"):
+        Predictor(untrained, size=1_000_000_000)
+    for batch_size in (0, 1025):
+        with pytest.raises(ValueError, match=f"batch_size is {batch_size}; it must be between 1 and 1024"):
+            Predictor(untrained, batch_size=batch_size)
+    with pytest.raises(FileNotFoundError, match="neither a folder nor the name of shipped weights"):
         Predictor(untrained / "absent")
     for wrong in (np.zeros((4, 4)), np.zeros((0, 4), np.uint8), np.zeros((4, 4, 5), np.uint8)):
         with pytest.raises(ValueError, match=r"photo 1 is .*; it must be uint8 or uint16 \[H, W\]"):
