@@ -1,7 +1,7 @@
-"""What a colorization is judged by: one number a photo, so that all batches add up to one mean.
+"""Metrics of a colorization: one number for each photo, so that the mean does not depend on the batches.
 
-Every measure returns float32 [B]. `totals` turns them into (sum, count) pairs, `add` joins those of
-batches or hosts, and `mean` ends with plain numbers.
+Every metric returns float32 [B]. `totals` sums them up as (sum, count) pairs, `add` adds the pairs of batches or hosts,
+and `mean` turns them into plain numbers.
 """
 
 from collections.abc import Mapping
@@ -17,23 +17,23 @@ Totals = dict[str, tuple[jax.Array, jax.Array]]
 
 
 def psnr(pred: ArrayLike, true: ArrayLike) -> jax.Array:
-    """Peak signal-to-noise ratio, over all pixels and channels of a photo.
+    """Peak signal-to-noise ratio over all pixels and channels of a photo.
 
     Args:
         pred, true: RGB [B, H, W, 3], uint8 (0…255) or floating (0…1).
 
     Returns:
-        float32 [B], dB, 100 at most: the infinity of two identical photos would swallow the mean of
-        all others. A single 8-bit step, in one channel of one pixel of a 224² photo, is 99.9.
+        float32 [B], dB, at most 100: two identical photos would have infinity, and so would every mean with them. A
+        single 8-bit step in one channel of one pixel of a 224² photo gives 99.9.
     """
     error = jnp.square(color.unit_rgb(pred) - color.unit_rgb(true)).mean(axis=(1, 2, 3))
     return -10 * jnp.log10(jnp.maximum(error, 1e-10))
 
 
 def ssim(pred: ArrayLike, true: ArrayLike) -> jax.Array:
-    """Structural similarity (Wang et al. 2004), the mean over the channels.
+    """Structural similarity (Wang et al. 2004), averaged over the channels.
 
-    The window is the original one, Gaussian, σ = 1.5 pixels, 11×11; scikit-image gives the same for
+    The window is the original one: Gaussian, σ = 1.5 pixels, 11×11. scikit-image computes the same with
     `gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1`.
 
     Args:
@@ -43,12 +43,12 @@ def ssim(pred: ArrayLike, true: ArrayLike) -> jax.Array:
         float32 [B], at most 1.
 
     Raises:
-        ValueError: the photos are smaller than the window.
+        ValueError: if the photos are smaller than the window.
     """
     x, y = color.unit_rgb(pred), color.unit_rgb(true)
     if min(x.shape[1:3]) < 11:
         raise ValueError(f"SSIM needs photos of 11×11 pixels or more, not {x.shape}")
-    # 0.5 nearer to zero loses fewer digits in E[x²] − E[x]², which no shift changes.
+    # Shifted by 0.5 towards zero, E[x²] − E[x]² loses fewer digits; the shift does not change it.
     u, v = x - 0.5, y - 0.5
     mean_u, mean_v, uu, vv, uv = map(_gaussian_window, (u, v, u * u, v * v, u * v))
     var_u, var_v, cov = uu - mean_u**2, vv - mean_v**2, uv - mean_u * mean_v
@@ -71,9 +71,9 @@ def colorfulness(rgb: ArrayLike) -> jax.Array:
     rgb = 255 * color.unit_rgb(rgb)
     r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
     opponent = jnp.stack([r - g, (r + g) / 2 - b])
-    spread = jnp.sqrt(opponent.var(axis=(2, 3)).sum(axis=0))
-    strength = jnp.sqrt(jnp.square(opponent.mean(axis=(2, 3))).sum(axis=0))
-    return spread + 0.3 * strength
+    deviation = jnp.sqrt(opponent.var(axis=(2, 3)).sum(axis=0))
+    mean = jnp.sqrt(jnp.square(opponent.mean(axis=(2, 3))).sum(axis=0))
+    return deviation + 0.3 * mean
 
 
 def auc(ab_pred: ArrayLike, ab_true: ArrayLike, *, weights: ArrayLike | None = None) -> jax.Array:
@@ -83,16 +83,16 @@ def auc(ab_pred: ArrayLike, ab_true: ArrayLike, *, weights: ArrayLike | None = N
 
     Args:
         ab_pred, ab_true: floating [B, H, W, 2].
-        weights: of the pixels, [B, H, W], not negative, not all 0 in a photo. With 1 / p of each
-            pixel's class it is Zhang's rebalanced measure; his mean over all pixels of a data set,
-            rather than over photos, comes from summing `auc * w` and w, w a photo's sum of weights.
+        weights: of the pixels, [B, H, W], not negative, not all 0 in a photo. With 1 / p of each pixel's bin this is
+            Zhang's rebalanced metric. His mean is over all pixels of a data set instead of over photos: sum `auc * w`
+            and w, with w the sum of a photo's weights, and divide.
 
     Returns:
         float32 [B], percent; 100 is a perfect copy.
     """
     difference = jnp.asarray(ab_pred, jnp.float32) - jnp.asarray(ab_true, jnp.float32)
     error = jnp.sqrt(jnp.square(difference).sum(axis=-1))
-    # Of the 151 whole thresholds, those from the error upwards.
+    # The share of the 151 thresholds that are at least the error.
     share = jnp.maximum(151 - jnp.ceil(error), 0) / 151
     if weights is None:
         return 100 * share.mean(axis=(1, 2))
@@ -101,7 +101,7 @@ def auc(ab_pred: ArrayLike, ab_true: ArrayLike, *, weights: ArrayLike | None = N
 
 
 def ciede2000(lab_pred: ArrayLike, lab_true: ArrayLike) -> jax.Array:
-    """Mean color difference ΔE₀₀ of a photo's pixels (Sharma, Wu and Dalal 2005).
+    """Color difference ΔE₀₀ (Sharma, Wu and Dalal 2005), averaged over a photo's pixels.
 
     Args:
         lab_pred, lab_true: floating [B, H, W, 3]: L in 0…100, a and b.
@@ -119,7 +119,7 @@ def ciede2000(lab_pred: ArrayLike, lab_true: ArrayLike) -> jax.Array:
     turn = h2 - h1
     far = jnp.abs(turn) > jnp.pi
     hue = jnp.where(far, (h1 + h2) / 2 + jnp.pi, (h1 + h2) / 2)
-    # A gray has no hue of its own: its arctan2 is 0, and the other's hue counts alone.
+    # Gray has no hue: its arctan2 is 0, and only the other color's hue counts.
     hue = jnp.where(c1 * c2 == 0, h1 + h2, hue)
     l_mean, c_mean = (l1 + l2) / 2, (c1 + c2) / 2
     degree = jnp.pi / 180
@@ -133,7 +133,7 @@ def ciede2000(lab_pred: ArrayLike, lab_true: ArrayLike) -> jax.Array:
     l_scale = 1 + 0.015 * (l_mean - 50) ** 2 / jnp.sqrt(20 + (l_mean - 50) ** 2)
     dl = (l2 - l1) / l_scale
     dc = (c2 - c1) / (1 + 0.045 * c_mean)
-    # A turn beyond half a circle only flips this sign, which `far` flips back.
+    # A turn of more than half a circle flips the sign; `far` flips it back.
     dh = 2 * jnp.sqrt(c1 * c2) * jnp.sin(turn / 2) * jnp.where(far, -1, 1)
     dh = dh / (1 + 0.015 * c_mean * t)
     blue = 30 * degree * jnp.exp(-(((hue / degree) % 360 - 275) ** 2) / 25**2)
@@ -143,7 +143,7 @@ def ciede2000(lab_pred: ArrayLike, lab_true: ArrayLike) -> jax.Array:
 
 
 def top_k_correct(logits: ArrayLike, labels: ArrayLike, *, k: int) -> jax.Array:
-    """Whether the label is among the k highest scores; on a tie the lower class ranks higher.
+    """Whether the label is among the k highest logits; on a tie the lower class ranks higher.
 
     Args:
         logits: floating [B, classes].
@@ -158,11 +158,11 @@ def top_k_correct(logits: ArrayLike, labels: ArrayLike, *, k: int) -> jax.Array:
 
 
 def totals(values: Mapping[str, ArrayLike], *, mask: ArrayLike) -> Totals:
-    """Sums a batch's measures over its photos.
+    """Sums a batch's metrics over its photos.
 
     Args:
         values: name -> [B].
-        mask: [B], 1 for a photo, 0 for padding, whose values may be anything, NaN included.
+        mask: [B], 1 for a photo, 0 for padding. The values of padding do not matter; they may be NaN.
 
     Returns:
         name -> (sum, count), two float32 scalars.
@@ -177,13 +177,13 @@ def add(a: Totals, b: Totals) -> Totals:
     """Adds the (sum, count) pairs of two batches, hosts or whole evaluations.
 
     Raises:
-        ValueError: the two do not hold the same names.
+        ValueError: if the two do not have the same names.
     """
     return jax.tree.map(lambda x, y: x + y, a, b)
 
 
 def mean(total: Totals) -> dict[str, float]:
-    """The means behind (sum, count) pairs: name -> number, NaN where nothing was counted."""
+    """The means of (sum, count) pairs: name -> number, NaN where nothing was counted."""
     pairs = jax.device_get(total)
     return {
         name: float(np.float64(sum_) / np.float64(count)) if count else float("nan")
@@ -201,11 +201,11 @@ def _gaussian_window(x: jax.Array) -> jax.Array:
     """Means over the 11×11 Gaussian window: [B, H, W, C] -> [B, H − 10, W − 10, C]."""
     tap = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     taps = (tap / tap.sum()).tolist()
-    # Shifted sums stay in float32; a GPU's convolution would use TF32, too coarse for variances.
+    # Shifted sums are in float32; a GPU's convolution would use TF32, which is too coarse for variances.
     for axis in (1, 2):
         size = x.shape[axis] - 10
         shifted = [jax.lax.slice_in_dim(x, i, i + size, axis=axis) for i in range(11)]
         x = jnp.stack([t * s for t, s in zip(taps, shifted, strict=True)]).sum(axis=0)
-        # XLA would fuse both axes into one pass that does the first one's work eleven times.
+        # Without it XLA would fuse both axes into one pass that computes the first one eleven times.
         x = jax.lax.optimization_barrier(x)
     return x

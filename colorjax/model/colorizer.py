@@ -1,7 +1,7 @@
 """The two models of the paper's two stages.
 
-`Classifier` has three of the six networks, `Colorizer` all of them. A network stands under the same name in both, so a
-parameter's path, `low_level/…`, is the same too, and pretraining is carried over by path (checkpointing.graft).
+`Classifier` has three of the six networks, `Colorizer` all of them. Both name the networks alike, so a parameter has
+the same path in both (`low_level/…`), and pretrained parameters are carried over by path (training/pretrained.py).
 """
 
 import math
@@ -16,17 +16,17 @@ from colorjax.model import networks
 from colorjax.ops.dispatch import fastest_dtype
 
 SHARED = ("low_level", "global_features", "classification")
-"""The networks of both models, which pretraining can hand to the joint stage."""
+"""The networks of both models: those that the joint stage can take from pretraining."""
 
 UNUSED_BY_CLASSIFIER = ("global_features.dense3", "global_features.norm3")
-"""Layers of those networks that only the fusion reads, so that the Classifier has but does not train them."""
+"""Layers of those networks that only the fusion uses: the Classifier has them but does not train them."""
 
-_HINT_STEP = 0.02  # of the length of the vector that a class hint moves
-_HINT_CERTAINTY = 0.9  # the class's probability at which it has arrived
+_HINT_STEP = 0.02  # as a share of the length of the vector that a class hint moves
+_HINT_CERTAINTY = 0.9  # the class's probability at which the vector stops
 
 
 class Outputs(NamedTuple):
-    """What a model says of a batch, float32.
+    """A model's outputs for a batch, float32.
 
     Attributes:
         class_logits: [B, classes].
@@ -51,11 +51,14 @@ class Classifier(nnx.Module):
         """Args:
         config: the `model` section of the configuration.
         classes: number of class labels.
-        image_size: pixels, of the square photographs that it is trained on; a multiple of 8.
+        image_size: side in pixels of the square photos that it is trained on: a multiple of 8, at least 32.
         rngs: source of the initial parameters.
+
+        Raises:
+            ValueError: if a field of the configuration or `image_size` has a value that no model can have.
         """
         if image_size % 8 or image_size < 32:
-            raise ValueError(f"data.image_size is {image_size}; it must be a multiple of 8, 32 or more")
+            raise ValueError(f"data.image_size is {image_size}; it must be a multiple of 8, at least 32")
         dtype = compute_dtype(config)
         norm = networks.norm_factory(config.norm, dtype=dtype, rngs=rngs)
         common = {"width": config.width, "norm": norm, "dtype": dtype, "rngs": rngs}
@@ -88,7 +91,7 @@ class Colorizer(Classifier):
         image_size: int,
         rngs: nnx.Rngs,
     ):
-        """As Classifier."""
+        """Arguments and errors as `Classifier`."""
         super().__init__(config, classes=classes, image_size=image_size, rngs=rngs)
         if config.head not in ("bins", "ab"):
             raise ValueError(f"model.head is {config.head!r}; it must be 'bins' or 'ab'")
@@ -107,13 +110,16 @@ class Colorizer(Classifier):
         )
 
     def __call__(self, l: jax.Array, *, global_l: jax.Array | None = None, hint: jax.Array | None = None) -> Outputs:
-        """Color and class of a batch.
+        """Predicts color and class of a batch.
 
         Args:
             l: float32 [B, H, W, 1], 0…100; H and W multiples of 8.
-            global_l: float32 [B, image_size, image_size, 1]: what the global network sees instead of `l`. Needed where
-                `l` has another size; another photograph's gives its style (Iizuka, section 6.3).
-            hint: int32 [B], a class each, which the global features are moved to before the fusion.
+            global_l: float32 [B, image_size, image_size, 1], the input of the global network in place of `l`. Required
+                if `l` has another size. That of another photo transfers its style (Iizuka, section 6.3).
+            hint: int32 [B]: classes, towards which the global features are moved before the fusion.
+
+        Raises:
+            ValueError: if `global_l` is missing or has another size.
         """
         low = self.low_level(_normalized(l))
         global_low = low if global_l is None else self.low_level(_normalized(global_l))
@@ -123,14 +129,15 @@ class Colorizer(Classifier):
             vector = self.global_features.for_fusion(for_class)
         local = self.mid_level(low)
         color = self.colorization(self.fusion(local, vector) if self.fusion else local)
-        # Iizuka's sigmoid output, 0…1, stands for ab of −128…128.
+        # Iizuka's sigmoid output, 0…1, means ab of −128…128.
         color = 256 * (nnx.sigmoid(color) - 0.5) if self.regression else color
         return Outputs(self.classification(for_class), color)
 
     def _moved(self, for_class: jax.Array, hint: jax.Array) -> jax.Array:
-        """The vector for the classification, moved until the classification says `hint`, or it has moved by its length.
+        """Moves the vector for the classification until the network predicts `hint`, at most by the vector's length.
 
-        Downhill in the class loss, by steps of a fixed share of the vector's length, within what ReLU can give.
+        It goes down the gradient of the class loss, in steps of a fixed share of the vector's length, and stays in the
+        range of ReLU.
         """
 
         def log_probability(x: jax.Array) -> jax.Array:
@@ -142,7 +149,7 @@ class Colorizer(Classifier):
         def step(_: int, x: jax.Array) -> jax.Array:
             value, pull = jax.vjp(log_probability, x)
             (gradient,) = pull(jnp.ones_like(value))
-            # What ReLU holds at 0 does not use up the step.
+            # Components that ReLU keeps at 0 use up nothing of the step.
             gradient = jnp.where((x > 0) | (gradient > 0), gradient, 0)
             norm = jnp.linalg.norm(gradient, axis=-1, keepdims=True)
             moved = nnx.relu(x + _HINT_STEP * length * gradient / jnp.maximum(norm, 1e-12))
@@ -163,7 +170,7 @@ def compute_dtype(config: Any) -> jnp.dtype:
 
 
 def parameter_count(model: nnx.Module) -> int:
-    """Number of trained scalars."""
+    """The number of trained scalars."""
     return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 

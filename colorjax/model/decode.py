@@ -1,4 +1,4 @@
-"""From the colorizer's outputs to ab, and from ab to a photo. Training, evaluation and prediction share it."""
+"""From a colorizer's outputs to ab, and from ab to a photo: used by training, evaluation and prediction."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ def decode_ab(outputs: Outputs, *, temperature: float) -> jax.Array:
     """The ab that a Colorizer predicts: float32 [B, h, w, 2] at the output's size.
 
     Args:
-        outputs: of the Colorizer. Logits are decoded by the annealed mean; a regression's ab is returned as it is.
-        temperature: of the annealed mean.
+        outputs: of a Colorizer. Logits are decoded by the annealed mean; the ab of a regression is returned unchanged.
+        temperature: of the annealed mean (color.annealed_mean).
     """
     assert outputs.color is not None
     if outputs.color.shape[-1] == 2:
@@ -21,11 +21,11 @@ def decode_ab(outputs: Outputs, *, temperature: float) -> jax.Array:
 
 
 def compose_photo(l: jax.Array, ab: jax.Array) -> jax.Array:
-    """A photo from its lightness and an ab of any size.
+    """Composes a photo from its lightness and an ab of any size.
 
     Args:
         l: float32 [B, H, W, 1], 0…100.
-        ab: float32 [B, h, w, 2], resized bilinearly.
+        ab: float32 [B, h, w, 2]; it is resized bilinearly.
 
     Returns:
         float32 [B, H, W, 3], sRGB, 0…1.

@@ -1,8 +1,7 @@
-"""The paper's six networks, by its names.
+"""The paper's six networks, under the paper's names.
 
-Layer sizes are Iizuka's (SIGGRAPH 2016, table 1), multiplied by `width`. All maps are channels-last. Every
-convolution is 3×3 with zero padding 1 and is followed by a normalization and ReLU, the output's excepted; up-sampling
-is nearest-neighbor.
+Layer sizes are Iizuka's (SIGGRAPH 2016, table 1), multiplied by `width`. All maps are channels-last. Every convolution
+is 3×3 with zero padding 1, followed by a normalization and ReLU except at the output. Up-sampling is nearest-neighbor.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,13 +25,13 @@ _he = nnx.initializers.he_normal()
 
 
 def norm_factory(kind: str, *, dtype: DTypeLike, rngs: nnx.Rngs) -> NormFactory:
-    """How every network normalizes: `batch` (Iizuka, SAN) or `group` (up to 32 groups, Wu & He 2018).
+    """Makes the networks' normalizations: `batch` (Iizuka, SAN) or `group` (up to 32 groups, Wu & He 2018).
 
     Raises:
-        ValueError: for any other `kind`.
+        ValueError: if `kind` is another.
     """
     if kind == "batch":
-        # 0.9 forgets a statistic in some ten steps, since the paper's joint stage has 2,000 only.
+        # 0.9 averages over some ten steps, since the paper's joint stage has only 2,000.
         return partial(nnx.BatchNorm, momentum=0.9, dtype=dtype, rngs=rngs)
     if kind == "group":
         return lambda features: nnx.GroupNorm(
@@ -60,7 +59,7 @@ class ConvBlock(nnx.Module):
             (3, 3),
             strides=stride,
             padding=1,
-            use_bias=False,  # the normalization brings one
+            use_bias=False,  # the normalization has one
             kernel_init=_he,
             conv_general_dilated=halving_convolution if stride == 2 else lax.conv_general_dilated,
             dtype=dtype,
@@ -82,8 +81,8 @@ class MaxPool(nnx.Module):
 class LowLevelFeatures(nnx.Module):
     """Low-level features network: [B, H, W, 1] -> [B, H/8, W/8, 512·width].
 
-    Three resolutions of two convolutions each, the first of which halves the size; after them, if `patch_kernels` is
-    not empty, a patchwise self-attention block (SAN, [3] of the paper) with that resolution's kernel.
+    Three resolutions, each with two convolutions, of which the first halves the size. If `patch_kernels` is not empty,
+    a patchwise self-attention block (SAN, [3] of the paper) with that resolution's kernel size follows them.
     """
 
     def __init__(
@@ -140,8 +139,8 @@ class LowLevelFeatures(nnx.Module):
 class GlobalFeatures(nnx.Module):
     """Global features network: [B, H/8, W/8, 512·width] -> the vectors [B, 512·width] and [B, 256·width].
 
-    The first vector feeds the classification network, the second the fusion (Iizuka, figure 2). The first fully
-    connected layer ties the network to the input size it was made for.
+    The first vector is for the classification network, the second for the fusion (Iizuka, figure 2). Because of the
+    first fully connected layer the network takes one input size only.
     """
 
     def __init__(self, *, width: float, image_size: int, norm: NormFactory, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -163,11 +162,11 @@ class GlobalFeatures(nnx.Module):
         self.dense3, self.norm3 = dense(c512, c256), norm(c256)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        if x.shape[1:3] != (self.map_size, self.map_size):
+        size = self.map_size
+        if x.shape[1:3] != (size, size):
             raise ValueError(
-                f"the global features network was made for a {self.map_size}×{self.map_size} map, "
-                f"it got {x.shape[1]}×{x.shape[2]}: give the Colorizer a `global_l` of the size it "
-                f"was trained on ({self.map_size * 8})"
+                f"the global features network takes a {size}×{size} map, got {x.shape[1]}×{x.shape[2]}: "
+                f"give the Colorizer a `global_l` of {8 * size}×{8 * size} pixels, its training size"
             )
         x = _chain(self.convs, x)
         x = nnx.relu(self.norm1(self.dense1(x.reshape(x.shape[0], -1))))
@@ -175,7 +174,7 @@ class GlobalFeatures(nnx.Module):
         return x, self.for_fusion(x)
 
     def for_fusion(self, for_class: jax.Array) -> jax.Array:
-        """The vector that the fusion takes, of the one that the classification takes."""
+        """The vector for the fusion, from the one for the classification."""
         return nnx.relu(self.norm3(self.dense3(for_class)))
 
 
@@ -192,16 +191,15 @@ class MidLevelFeatures(nnx.Module):
 
 
 class Fusion(nnx.Module):
-    """Fusion network: the global vector [B, 256·width] at every place of the map [B, h, w, 256·width] -> the map's
-    shape.
+    """Fusion network: a map [B, h, w, 256·width] and a global vector [B, 256·width] -> the map's shape.
 
-    A 1×1 convolution of the concatenation, computed as the sum of its two halves, so that the vector is multiplied once
-    and not at every place.
+    A 1×1 convolution of the map concatenated with the vector at every pixel. It is computed as the sum of its two
+    halves, so that the vector is multiplied once instead of at every pixel.
     """
 
     def __init__(self, *, width: float, norm: NormFactory, dtype: DTypeLike, rngs: nnx.Rngs):
         features = scaled(256, width)
-        # Each half sees half of the concatenation's fan-in, hence half of He's variance.
+        # Each half has half of the concatenation's fan-in, hence half of He's variance.
         init = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         linear = partial(
             nnx.Linear,
@@ -222,7 +220,7 @@ class Colorization(nnx.Module):
     """Colorization network: [B, H/8, W/8, 256·width] -> [B, H/stride, W/stride, outputs], float32.
 
     `output_attention` (`full`, `pooled` or `none`) is SAGAN's self-attention ([4] of the paper) before the output
-    convolution. With `output_stride` 4 the second up-sampling is left out.
+    convolution. With `output_stride` 4 there is no second up-sampling.
     """
 
     def __init__(
@@ -298,10 +296,10 @@ class Classification(nnx.Module):
 
 
 def scaled(features: int, width: float) -> int:
-    """`features`·`width`, which must come out whole.
+    """`features`·`width`.
 
     Raises:
-        ValueError: if it does not; multiples of 1/4 always do.
+        ValueError: if that is not a whole number, or `width` is below 1/4.
     """
     n = features * width
     if n != int(n) or width < 0.25:

@@ -15,18 +15,18 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class Program:
-    """An NNX model as a pure function of its parameters and statistics, traced once and never mutated."""
+    """An NNX model as a pure function of its parameters and running statistics."""
 
     graphdef: Any
 
     @classmethod
     def split(cls, model: nnx.Module) -> tuple["Program", Tree, Tree]:
-        """The function, the parameters and the statistics of a model."""
+        """Splits a model into the function, its parameters and its statistics."""
         graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         return cls(graphdef), _named(nnx.to_pure_dict(params)), _named(nnx.to_pure_dict(stats))
 
     def __call__(self, params: Tree, stats: Tree, *args: Any, train: bool, **kwargs: Any) -> tuple[Any, Tree]:
-        """The model's outputs, and the statistics after the call: changed if `train`."""
+        """Returns the model's outputs and its statistics after the call, which change only if `train`."""
         model = self.merged(params, stats)
         if train:
             model.train()
@@ -41,7 +41,7 @@ class Program:
 
 
 def abstract_model(config: Any, stage: str, *, classes: int) -> tuple[Program, Tree, Tree]:
-    """A stage's model, with its parameters and statistics as shapes (jax.ShapeDtypeStruct) only.
+    """A stage's model, with shapes (jax.ShapeDtypeStruct) in place of parameters and statistics.
 
     Args:
         config: see configs/paper.py.
@@ -62,8 +62,8 @@ def build_program(config: Any, stage: str, *, classes: int) -> Program:
 def init_model(config: Any, stage: str, *, classes: int) -> tuple[Tree, Tree]:
     """A stage's initial parameters and statistics, which depend on `config.seed` and the shapes alone."""
     construct = _constructor(config, stage, classes)
-    # The key is an argument, since of a constant XLA would compute every random number while it compiles; and the
-    # program runs once, so LLVM's optimization would take longer than it saves.
+    # The key is an argument: with a constant, XLA would compute every random number while it compiles. The program runs
+    # once, so optimizing it would take longer than it saves.
     initialize = jax.jit(
         lambda key: Program.split(construct(key))[1:],
         compiler_options={"xla_backend_optimization_level": 0},

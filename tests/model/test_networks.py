@@ -111,7 +111,7 @@ def test_pooling_has_the_parameters_of_strides_and_other_features() -> None:
 
 def test_other_sizes_need_a_global_view_of_the_trained_size() -> None:
     model = _random_model(Colorizer, _config(), train=False)
-    with pytest.raises(ValueError, match=r"4×4 map.*got 6×6.*global_l.*32"):
+    with pytest.raises(ValueError, match=r"4×4 map.*got 6×6.*global_l.*32×32"):
         model(_l(size=48))
     out = model(_l(size=48), global_l=_l())
     assert out.color is not None
