@@ -17,6 +17,9 @@ from colorjax.run.workdir import bind_config, save_class_names
 from colorjax.training.optimizer import init_state, make_optimizer
 from configs import quickstart
 
+# As an implicit [1, C] beside [B, H, W, C] is more often a mistake than meant.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starts with the file that takes longest, so that no worker waits for it at the end."""
