@@ -1,5 +1,6 @@
 """Both self-attentions against plain forms that hold everything."""
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -25,22 +26,40 @@ def _normal(seed: int, *shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def _batch_norm(features: int) -> nnx.Module:
-    return nnx.BatchNorm(features, rngs=nnx.Rngs(0))
+def _module(kind: Any, *args: Any, norm: Any = None, **options: Any) -> Any:
+    """A module with numpy's random parameters: to compile each initializer would take longer than most tests.
+
+    Scales and biases are away from the ones and zeros of an initialization, so that none can be forgotten.
+    """
+
+    def construct() -> nnx.Module:
+        rngs = nnx.Rngs(0)
+        norms = {"norm": functools.partial(norm, rngs=rngs)} if norm else {}
+        return kind(*args, **options, **norms, rngs=rngs)
+
+    graph, state = nnx.split(nnx.eval_shape(construct))
+    rng = np.random.default_rng(3)
+
+    def numbers(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        scale = leaf.shape[0] ** -0.5 if len(leaf.shape) > 1 else 0.3
+        return jnp.asarray(rng.normal(len(leaf.shape) == 1, scale, leaf.shape), leaf.dtype)
+
+    return nnx.merge(graph, jax.tree.map(numbers, state))
 
 
-def _group_norm(features: int) -> nnx.Module:
-    return nnx.GroupNorm(features, num_groups=1, rngs=nnx.Rngs(0))
+_batch_norm = nnx.BatchNorm
+_group_norm = functools.partial(nnx.GroupNorm, num_groups=1)
+
+_call = nnx.jit(lambda module, x: module(x))
 
 
 # SpectralLinear
 
 
 def test_spectral_norm_converges_to_the_largest_singular_value():
-    linear = SpectralLinear(12, 5, rngs=nnx.Rngs(3))
-    step = nnx.jit(lambda linear: linear(jnp.eye(12)))
+    linear = _module(SpectralLinear, 12, 5)
     for _ in range(200):
-        normalized = step(linear)
+        normalized = _call(linear, jnp.eye(12))
     kernel = np.asarray(linear.kernel[...])
     largest = np.linalg.svd(kernel, compute_uv=False)[0]
     np.testing.assert_allclose(normalized, kernel / largest, rtol=1e-5)
@@ -48,12 +67,12 @@ def test_spectral_norm_converges_to_the_largest_singular_value():
 
 
 def test_spectral_norm_gradient_holds_u_and_v_fixed():
-    linear = SpectralLinear(6, 4, rngs=nnx.Rngs(0))
+    linear = _module(SpectralLinear, 6, 4)
     x, cotangent = _normal(1, 3, 6), _normal(2, 3, 4)
     kernel, u = np.asarray(linear.kernel[...], np.float64), np.asarray(linear.u[...], np.float64)
     v = kernel @ u / np.linalg.norm(kernel @ u)
     u = v @ kernel / np.linalg.norm(v @ kernel)
-    gradient = nnx.grad(lambda linear: (linear(x) * cotangent).sum())(linear)
+    gradient = nnx.jit(nnx.grad(lambda linear: (linear(x) * cotangent).sum()))(linear)
     # d/dW (x W / (vᵀ W u)) · c, by the quotient rule.
     sigma = v @ kernel @ u
     through = np.asarray(x, np.float64).T @ np.asarray(cotangent, np.float64)
@@ -71,11 +90,11 @@ def _svd_normalized(linear: SpectralLinear) -> np.ndarray:
 
 @pytest.mark.parametrize("pooled", [False, True])
 def test_self_attention_is_the_written_out_block(pooled):
-    block = SelfAttention(16, pooled=pooled, gate_init=0.7, rngs=nnx.Rngs(0))
+    block = _module(SelfAttention, 16, pooled=pooled)
+    block.gate[...] = jnp.float32(0.7)
     x = _normal(5, 2, 4, 6, 16)
-    step = nnx.jit(lambda block, x: block(x))
     for _ in range(100):  # until the power iterations have converged
-        out = step(block, x)
+        out = _call(block, x)
     maps = [_svd_normalized(m) for m in (block.query, block.key, block.value, block.output)]
     expected = np.asarray(x, np.float64).copy()
     for b in range(2):
@@ -94,53 +113,53 @@ def test_self_attention_is_the_written_out_block(pooled):
 
 
 def test_self_attention_starts_as_the_identity_and_its_gate_learns():
-    block = SelfAttention(8, rngs=nnx.Rngs(0))
+    block = _module(SelfAttention, 8)
+    block.gate[...] = jnp.float32(0)
     x = _normal(0, 1, 4, 4, 8)
-    np.testing.assert_array_equal(block(x), x)
+    np.testing.assert_array_equal(_call(block, x), x)
     gradient = nnx.jit(nnx.grad(lambda block: (block(x) ** 2).sum()))(block)
     assert gradient["gate"][...] != 0
     assert gradient["gate"][...].shape == ()
 
 
 def test_only_training_stores_the_power_iteration():
-    block = SelfAttention(8, gate_init=1.0, rngs=nnx.Rngs(0))
+    block = _module(SelfAttention, 8)
     x = _normal(0, 1, 4, 4, 8)
     start = np.asarray(block.query.u[...])
     block.eval()
-    first = block(x)
-    np.testing.assert_array_equal(block(x), first)
+    first = _call(block, x)
+    np.testing.assert_array_equal(_call(block, x), first)
     np.testing.assert_array_equal(block.query.u[...], start)
     block.train()
-    block(x)
+    _call(block, x)
     assert not np.array_equal(block.query.u[...], start)
     assert set(nnx.state(block, nnx.BatchStat)) == {"query", "key", "value", "output"}
     assert set(nnx.state(block, nnx.Param)) == {"query", "key", "value", "output", "gate"}
 
 
 def test_self_attention_of_few_features_and_in_bfloat16():
-    block = SelfAttention(4, gate_init=1.0, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    assert block.query.kernel[...].shape == (4, 1)
-    assert block.query.kernel[...].dtype == jnp.float32
-    assert block(_normal(0, 2, 4, 4, 4)).dtype == jnp.bfloat16
+    def block(**options: Any) -> SelfAttention:
+        return SelfAttention(4, gate_init=0.25, dtype=jnp.bfloat16, rngs=nnx.Rngs(0), **options)
+
+    made = nnx.eval_shape(block)
+    assert made.query.kernel.shape == (4, 1)
+    assert made.query.kernel.dtype == jnp.float32
+    assert nnx.eval_shape(lambda: block()(jnp.zeros((2, 4, 4, 4)))).dtype == jnp.bfloat16
+    assert jax.jit(lambda: block().gate[...])() == 0.25
     with pytest.raises(ValueError, match="features must be at least 2"):
         SelfAttention(1, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="5×4"):
-        SelfAttention(4, pooled=True, rngs=nnx.Rngs(0))(jnp.zeros((1, 5, 4, 4)))
+        nnx.eval_shape(lambda: block(pooled=True)(jnp.zeros((1, 5, 4, 4))))
 
 
 # PatchwiseSelfAttention
 
 
-def _patchwise(relation_norm="before", norm=_batch_norm, **changes) -> PatchwiseSelfAttention:
-    options: dict[str, Any] = {"kernel_size": 3, "relation_features": 3, "out_features": 8, "share": 4}
-    options |= {"relation_norm": relation_norm, "norm": norm} | changes
-    attention = PatchwiseSelfAttention(10, **options, rngs=nnx.Rngs(1))
-    # Away from the zeros and ones that a fresh bias or scale is, so that none can be forgotten.
-    state = nnx.state(attention, nnx.Param)
-    leaves, tree = jax.tree.flatten(state)
-    leaves = [x + 0.3 * _normal(i, *x.shape) for i, x in enumerate(leaves)]
-    nnx.update(attention, jax.tree.unflatten(tree, leaves))
-    return attention
+PATCHWISE: dict[str, Any] = {"kernel_size": 3, "relation_features": 3, "out_features": 8, "share": 4}
+
+
+def _patchwise(**changes: Any) -> PatchwiseSelfAttention:
+    return _module(PatchwiseSelfAttention, 10, **PATCHWISE | {"norm": _batch_norm} | changes)
 
 
 def _normalized(x: np.ndarray, norm: nnx.Module) -> np.ndarray:
@@ -170,7 +189,7 @@ def _patches(x: np.ndarray, kernel_size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("relation_norm", ["before", "after"])
 def test_patchwise_attention_is_the_written_out_form(relation_norm):
-    attention = _patchwise(relation_norm)
+    attention = _patchwise(relation_norm=relation_norm)
     x = _normal(0, 2, 5, 4, 10)
     image = np.asarray(x, np.float64)
     phi, psi, beta = (_linear(image, m) for m in (attention.phi, attention.psi, attention.beta))
@@ -186,8 +205,7 @@ def test_patchwise_attention_is_the_written_out_form(relation_norm):
     expected = np.zeros((2, 5, 4, 8))
     for c, j in itertools.product(range(8), range(9)):
         expected[..., c] += weights[..., j, c % 2] * values[..., j, c]
-    out = nnx.jit(lambda attention, x: attention(x))(attention, x)
-    np.testing.assert_allclose(out, expected, atol=1e-4)
+    np.testing.assert_allclose(_call(attention, x), expected, atol=1e-4)
 
 
 def test_the_joint_linear_equals_the_unfolded_one_with_its_gradients():
@@ -200,29 +218,41 @@ def test_the_joint_linear_equals_the_unfolded_one_with_its_gradients():
     def joint(attention, phi, psi):
         return attention._joint_linear(phi, psi)
 
-    outs, gradients = [], []
-    for form in (joint, plain):
+    @nnx.jit
+    def both_ways(attention, phi, psi):
+        found = []
+        for form in (joint, plain):
 
-        def loss(attention, phi, psi, form=form):
-            return (form(attention, phi, psi) * cotangent).sum()
+            def loss(attention, phi, psi, form=form):
+                out = form(attention, phi, psi)
+                return (out * cotangent).sum(), out
 
-        outs.append(form(attention, phi, psi))
-        state, *rest = nnx.grad(loss, argnums=(0, 1, 2))(attention, phi, psi)
-        gradients.append([state["gamma_in"]["kernel"][...], *rest])
-    np.testing.assert_allclose(*outs, atol=1e-4)
-    for ours, unfolded in zip(*gradients, strict=True):
+            (state, *rest), out = nnx.grad(loss, argnums=(0, 1, 2), has_aux=True)(attention, phi, psi)
+            found.append([out, state["gamma_in"]["kernel"][...], *rest])
+        return found
+
+    for ours, unfolded in zip(*both_ways(attention, phi, psi), strict=True):
         np.testing.assert_allclose(ours, unfolded, atol=1e-3)
 
 
 @pytest.mark.parametrize("norm", [_batch_norm, _group_norm])
 def test_patchwise_block_is_residual_and_trains_every_parameter(norm):
-    block = PatchwiseAttentionBlock(64, kernel_size=3, norm=norm, rngs=nnx.Rngs(0))
+    block = _module(PatchwiseAttentionBlock, 64, kernel_size=3, norm=norm)
     x, target = _normal(0, 2, 6, 6, 64), _normal(1, 2, 6, 6, 64)
-    gradient = nnx.jit(nnx.grad(lambda block: ((block(x) - target) ** 2).sum()))(block)
-    run = nnx.jit(lambda block: block(x))
-    assert np.abs(run(block) - x).max() > 0.01
-    block.expand.kernel[...] = jnp.zeros_like(block.expand.kernel[...])
-    np.testing.assert_array_equal(run(block), x)
+
+    @nnx.jit
+    def run(block):
+        def loss(block):
+            out = block(x)
+            return ((out - target) ** 2).sum(), out
+
+        return nnx.grad(loss, has_aux=True)(block)
+
+    gradient, out = run(block)
+    assert np.abs(out - x).max() > 0.01
+    for parameter in (block.expand.kernel, block.expand.bias):
+        parameter[...] = jnp.zeros_like(parameter[...])
+    np.testing.assert_array_equal(run(block)[1], x)
     for path, leaf in jax.tree.leaves_with_path(nnx.to_pure_dict(gradient)):
         # A bias before a batch normalization cancels; every other parameter counts.
         cancels = norm is _batch_norm and jax.tree_util.keystr(path).endswith(("['phi']['bias']", "['psi']['bias']"))
@@ -230,11 +260,15 @@ def test_patchwise_block_is_residual_and_trains_every_parameter(norm):
 
 
 def test_patchwise_block_of_the_narrowest_width_in_bfloat16():
-    block = PatchwiseAttentionBlock(32, kernel_size=7, norm=_batch_norm, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    assert block.attention.phi.kernel[...].shape == (32, 2)
-    assert block.attention.gamma_out.kernel[...].shape == (1, 49)
-    assert block.attention.gamma_out.kernel[...].dtype == jnp.float32
-    out = nnx.jit(lambda block, x: block(x))(block, _normal(0, 1, 8, 8, 32))
+    def block() -> PatchwiseAttentionBlock:
+        norm = functools.partial(nnx.BatchNorm, rngs=nnx.Rngs(0))
+        return PatchwiseAttentionBlock(32, kernel_size=7, norm=norm, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+
+    attention = nnx.eval_shape(block).attention
+    assert attention.phi.kernel.shape == (32, 2)
+    assert attention.gamma_out.kernel.shape == (1, 49)
+    assert attention.gamma_out.kernel.dtype == jnp.float32
+    out = nnx.eval_shape(lambda: block()(jnp.zeros((1, 8, 8, 32))))
     assert out.shape == (1, 8, 8, 32)
     assert out.dtype == jnp.bfloat16
 
@@ -254,7 +288,7 @@ def test_wrong_widths_name_the_value_and_the_remedy():
     with pytest.raises(ValueError, match="'between'"):
         _patchwise(relation_norm="between")
     with pytest.raises(ValueError, match="larger image than 3×8"):
-        _patchwise(kernel_size=7)(jnp.zeros((1, 3, 8, 10)))
+        _call(_patchwise(kernel_size=7), jnp.zeros((1, 3, 8, 10)))
 
 
 # Several devices
@@ -277,7 +311,9 @@ def test_four_devices_compute_what_one_does():
             def __call__(self, x):
                 return self.whole(self.patchwise(x))
 
-        graph, params, rest = nnx.split(Both(nnx.Rngs(0)), nnx.Param, ...)
+        graph, *trees = nnx.split(nnx.eval_shape(lambda: Both(nnx.Rngs(0))), nnx.Param, ...)
+        rng = np.random.default_rng(0)
+        params, rest = jax.tree.map(lambda x: np.asarray(rng.uniform(0.1, 0.5, x.shape), np.float32), trees)
 
         @jax.jit
         def step(params, rest, x):
@@ -290,7 +326,7 @@ def test_four_devices_compute_what_one_does():
 
         assert jax.device_count() == 4
         mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-        x = jax.random.normal(jax.random.key(1), (8, 12, 12, 32))
+        x = rng.normal(size=(8, 12, 12, 32)).astype(np.float32)
         one = step(params, rest, x)
         everywhere = NamedSharding(mesh, P())
         sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
