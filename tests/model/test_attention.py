@@ -313,7 +313,7 @@ def test_four_devices_compute_what_one_does():
 
         graph, *trees = nnx.split(nnx.eval_shape(lambda: Both(nnx.Rngs(0))), nnx.Param, ...)
         rng = np.random.default_rng(0)
-        params, rest = jax.tree.map(lambda x: np.asarray(rng.uniform(0.1, 0.5, x.shape), np.float32), trees)
+        params, rest = jax.tree.map(lambda x: np.asarray(rng.normal(0, 0.2, x.shape), np.float32), trees)
 
         @jax.jit
         def step(params, rest, x):
