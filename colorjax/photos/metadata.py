@@ -13,7 +13,7 @@ _EXIF_PREFIX = b"Exif\0\0"
 TIFF_STRUCTURE = frozenset(
     (
         *(*range(254, 260), *range(262, 267), 273, ORIENTATION, *range(277, 282), 284, *range(290, 294), 301),
-        *(*range(317, 348), *range(512, 533), 700, 34377, 34675),
+        *(*range(317, 348), *range(512, 533), 700, 34377, 34675, 0xA005),
     )
 )
 """Tags of a TIFF that describe how its pixels are stored, or that have entries of their own in `metadata`."""

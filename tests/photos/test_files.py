@@ -201,15 +201,15 @@ def test_broken_exif_tags_are_left_out_of_a_tiff() -> None:
     tags = [
         tag(0x0100, 4, 1, struct.pack("<L", 10**9)),  # a width, which is not this photo's
         tag(0x010E, 2, 4, b"cup\0"),
-        tag(0x010F, 2, 2**31, struct.pack("<L", 2**31)),  # a text far beyond the end
         tag(0x0110, 99, 1, bytes(4)),  # a type that does not exist
-        tag(0x011A, 5, 1, struct.pack("<L", 2**31)),
+        tag(0x0128, 7, 1, b"cm\0\0"),  # bytes where a number should be
+        tag(0x0132, 11, 1, struct.pack("<f", 1931.5)),  # a number where a text should be
+        tag(0x013E, 2, 2, b"x\0\0\0"),  # a text where numbers should be
         tag(0x0142, 4, 1, struct.pack("<L", 0)),  # tiles of no width
-        tag(0x0144, 4, 3, struct.pack("<L", 2**31)),
-        tag(0x8298, 7, 4, b"Anna"),  # bytes where a text should be
         tag(0x8769, 4, 1, struct.pack("<L", 2**31)),  # a directory beyond the end
-        tag(0xA005, 12, 1, struct.pack("<L", 3)),
+        tag(0xA005, 3, 1, struct.pack("<L", 26)),  # a directory that belongs into another one
         tag(0xC000, 10, 0, bytes(4)),  # no value
+        tag(0x010F, 2, 2**31, struct.pack("<L", 2**31)),  # a text far beyond the end, where reading ends
     ]
     exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, len(tags)) + b"".join(tags) + bytes(4)
     buffer = io.BytesIO()
