@@ -1,7 +1,7 @@
-"""A whole study by the real command, killed on the way; its commands as they are printed; and one that cannot work.
+"""Whole studies by the real command: one that is killed and continued, one run command by command, and one that fails.
 
-Compiling costs more than everything else: the rows are those that share their programs, all processes share one
-compilation cache, and LLVM optimizes nothing.
+Most of the time is compilation. So the rows share their programs, the processes share a compilation cache, and LLVM does
+not optimize.
 """
 
 import csv
@@ -26,7 +26,7 @@ STEPS = {"pretrain": 2, "joint": 3}
 
 
 class Few:
-    """Every so many photos of a split."""
+    """Every n-th photo of a split."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, *, every: int):
         self._images, self._labels = images[::every], labels[::every]
@@ -40,8 +40,8 @@ class Few:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all is, with a pack of a few photos of the sample in it."""
-    made = tmp_path_factory.mktemp("studies")
+    """The folder of all studies, with a pack of a few photos of the sample in it."""
+    folder = tmp_path_factory.mktemp("studies")
     source = open_sample(resolution=40)
     rows = {}
     for split, every in (("train", 12), ("validation", 4), ("test", 2)):
@@ -50,8 +50,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info = source.info
     sizes = {split: len(of_split) for split, of_split in rows.items()}
     few = RowSource(type(info)(info.name, info.class_names, sizes), rows)
-    write_pack(few, made / "pack", splits=("train", "validation", "test"), resolution=40, train_fraction=0.8)
-    return made
+    write_pack(few, folder / "pack", splits=("train", "validation", "test"), resolution=40, train_fraction=0.8)
+    return folder
 
 
 def arguments(directory: Path) -> list[str]:
@@ -67,7 +67,7 @@ def arguments(directory: Path) -> list[str]:
         fields |= {
             f"{stage}.batch_size": 8,
             f"{stage}.steps": STEPS[stage],
-            # With it the program does not depend on the number of steps.
+            # The program does not depend on the number of steps then.
             f"{stage}.schedule": "constant",
             f"{stage}.log_every": 1,
             f"{stage}.save_every": 1,
@@ -97,7 +97,7 @@ def start(directory: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def said(process: subprocess.Popen[str], *, code: int = 0) -> str:
+def output_of(process: subprocess.Popen[str], *, code: int = 0) -> str:
     text = process.communicate(timeout=300)[0]
     assert process.returncode == code, text
     return text
@@ -120,48 +120,49 @@ def per_photo(path: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def by_commands(directory: Path) -> Path:
-    """A study of one row, by what `--commands` prints."""
-    made = directory / "commands"
-    script = said(start(directory, "--rows=no_pretraining", f"--workdir={made}", "--commands"))
-    assert not made.exists()
+    """A study of one row, run by the commands that `--commands` prints."""
+    folder = directory / "commands"
+    script = output_of(start(directory, "--rows=no_pretraining", f"--workdir={folder}", "--commands"))
+    assert not folder.exists()
     lines = [shlex.split(line) for line in script.splitlines() if line.startswith("python ")]
     assert [line[-1] for line in lines] == ["--config.stage=joint", "--report"]
     subprocess.run(["sh", "-e", "-c", script], cwd=REPOSITORY, env=environment(directory), check=True, timeout=300)
-    return made
+    return folder
 
 
 @pytest.fixture(scope="module")
 def study(directory: Path, by_commands: Path) -> Path:
-    """A finished study that was killed in its second joint stage."""
-    made = directory / "study"
+    """A study that was killed in its second joint stage, and then finished."""
+    folder = directory / "study"
     prior = by_commands / "prior" / "full.npz"
-    flags = [f"--rows={','.join(ROWS)}", f"--workdir={made}", f"--config.data.prior={prior}"]
+    flags = [f"--rows={','.join(ROWS)}", f"--workdir={folder}", f"--config.data.prior={prior}"]
     process = start(directory, *flags)
     end = time.monotonic() + 240
     try:
-        while not (made / "no_pretraining" / "seed0" / "joint" / "checkpoints" / "1").exists():
+        while not (folder / "no_pretraining" / "seed0" / "joint" / "checkpoints" / "1").exists():
             if process.poll() is not None or time.monotonic() > end:
                 raise AssertionError(process.communicate()[0])
             time.sleep(0.002)
     finally:
         process.kill()
     text = process.communicate()[0]
-    # The plan came first, with the speed of steps that were taken for it.
+    # The plan came first, with the speed of the timed steps.
     assert "timing 3 steps of pretrain/full/seed0" in text
     assert text.index("| no_pretraining/seed0 ") < text.index("In all ") < text.index("run 1 of 3: pretrain/full/seed0")
-    assert not (made / "no_pretraining" / "seed0" / "evaluation").exists()
-    # The report of what was done by then is there.
-    with (made / "report.csv").open(newline="") as f:
+    assert not (folder / "no_pretraining" / "seed0" / "evaluation").exists()
+    # There is a report of the runs that were done.
+    with (folder / "report.csv").open(newline="") as f:
         assert {line["row"]: line["seeds_done"] for line in csv.DictReader(f)} == {"full": "1", "no_pretraining": "0"}
-    before = {name: contents(made / name) for name in ("pretrain", "full")}
-    text = said(start(directory, *flags))
-    assert "timing" not in text  # since the runs have been timed by now
+    before = {name: contents(folder / name) for name in ("pretrain", "full")}
+    text = output_of(start(directory, *flags))
+    assert "timing" not in text  # the runs have records now
     assert "run 3 of 3: no_pretraining/seed0" in text
-    assert {name: contents(made / name) for name in before} == before
-    return made
+    assert {name: contents(folder / name) for name in before} == before
+    return folder
 
 
-def test_a_killed_study_ends_as_one_that_was_not(by_commands: Path, study: Path) -> None:
+@pytest.mark.slow
+def test_a_killed_study_ends_like_an_undisturbed_one(by_commands: Path, study: Path) -> None:
     for name in ("per_photo.csv", "metrics.json"):
         mine, theirs = (d / "no_pretraining" / "seed0" / "evaluation" / "test" / name for d in (study, by_commands))
         assert mine.read_bytes() == theirs.read_bytes()
@@ -169,7 +170,8 @@ def test_a_killed_study_ends_as_one_that_was_not(by_commands: Path, study: Path)
     assert [p.parent.name for p in study.glob("pretrain/*/*")] == ["full"]
 
 
-def test_the_report_says_what_the_files_say(study: Path) -> None:
+@pytest.mark.slow
+def test_the_report_equals_the_evaluations(study: Path) -> None:
     with (study / "report.csv").open(newline="") as f:
         found = {(line["row"], line["metric"]): line for line in csv.DictReader(f)}
     measured = {row: per_photo(study / row / "seed0") for row in ROWS}
@@ -187,11 +189,11 @@ def test_the_report_says_what_the_files_say(study: Path) -> None:
     assert html.count("<img ") == len(ROWS) + 2
 
 
-def test_a_study_that_cannot_work_says_so_and_fails(directory: Path) -> None:
-    made = directory / "failing"
-    flags = ["--rows=no_pretraining", f"--workdir={made}", f"--config.data.dir={directory}/nowhere"]
-    text = said(start(directory, *flags), code=1)
+def test_a_study_whose_runs_fail_reports_it_and_fails(directory: Path) -> None:
+    failing = directory / "failing"
+    flags = ["--rows=no_pretraining", f"--workdir={failing}", f"--config.data.dir={directory}/nowhere"]
+    text = output_of(start(directory, *flags), code=1)
     assert "no_pretraining/seed0 failed: FileNotFoundError: " in text
-    report = (made / "report.md").read_text()
+    report = (failing / "report.md").read_text()
     assert "0 of 1 runs are done: 1 rows, seeds 0; 1 failed." in report
     assert "nowhere" in report
