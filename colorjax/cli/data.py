@@ -13,7 +13,7 @@ Decoding a JPEG file takes some milliseconds of one core, in every epoch. A pack
 TensorFlow. The photos have config.data.resolution pixels a side, 3 bytes each: Food-101 at 256 pixels takes 20 GB.
 config.data.train_fraction is applied now; cropping, rotation and scaling stay random in training.
 
-The command can be stopped. The same command again goes on where it stopped."""
+The pack appears when it is complete; a command that was stopped starts over."""
 
 EXAMPLES = """
 colorjax data --config=configs/paper.py --config.data.dir=~/tensorflow_datasets --out=packs/food256
@@ -54,4 +54,10 @@ def run(args: argparse.Namespace) -> None:
     from colorjax.data.packed import write_pack
 
     log_to_terminal()
-    write_pack(open_source(config), args.out, splits=args.splits, resolution=config.resolution)
+    write_pack(
+        open_source(config),
+        args.out,
+        splits=args.splits,
+        resolution=config.resolution,
+        train_fraction=config.train_fraction,
+    )

@@ -5,7 +5,7 @@
 Stopping at step k and starting again with `start_step=k` continues the very stream, and the
 number of processes does not change which photos make up a global batch.
 
-`python -m colorjax data` writes a pack: photos decoded once, for many epochs or runs.
+`colorjax data` writes a pack: photos decoded once, for many epochs or runs.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from colorjax.data.batches import SPLITS, Batch, DatasetInfo, Share, Source, center_crop
+from colorjax.data.batches import MAX_UNDECODABLE, SPLITS, Batch, DatasetInfo, Share, Source, center_crop
 
 __all__ = ["Batch", "DatasetInfo", "center_crop", "dataset_info", "eval_batches", "open_source", "train_batches"]
 
@@ -55,7 +55,8 @@ def train_batches(
 
     Returns:
         An iterator over shares of batch_size / process_count rows. A photo that does not decode
-        keeps its place with mask 0; the log names it once.
+        keeps its place with mask 0; the log names it once. If more than config.data.max_undecodable
+        of the photos do not, or all of them, the iterator raises ValueError.
 
     Raises:
         FileNotFoundError, ValueError: as `dataset_info`, and if the processes do not divide the
@@ -88,7 +89,7 @@ def eval_batches(
         process_count: number of shares.
 
     Raises:
-        FileNotFoundError, ValueError: as `train_batches`.
+        FileNotFoundError, ValueError: as `train_batches`, also while it is read.
     """
     share = Share(batch_size, process_index, process_count)
     source = open_source(data_config)
@@ -110,6 +111,9 @@ def open_source(data_config: ConfigDict) -> Source:
         )
     if config.shuffle_buffer < 1:
         raise ValueError(f"config.data.shuffle_buffer={config.shuffle_buffer} must be 1 or more examples")
+    max_undecodable = config.get("max_undecodable", MAX_UNDECODABLE)
+    if not 0 <= max_undecodable <= 1:
+        raise ValueError(f"config.data.max_undecodable={max_undecodable} must lie between 0 and 1")
     if config.source == "sample":
         from colorjax.data.sample import open_sample
 
@@ -117,7 +121,7 @@ def open_source(data_config: ConfigDict) -> Source:
     if config.source == "packed":
         from colorjax.data.packed import open_pack
 
-        return open_pack(config.dir, resolution=config.resolution)
+        return open_pack(config.dir, resolution=config.resolution, train_fraction=config.train_fraction)
     try:
         from colorjax.data.photos import open_folder, open_food101
     except ImportError as error:
@@ -133,12 +137,14 @@ def open_source(data_config: ConfigDict) -> Source:
             resolution=config.resolution,
             train_fraction=config.train_fraction,
             shuffle_buffer=config.shuffle_buffer,
+            max_undecodable=max_undecodable,
         )
     return open_food101(
         config.dir,
         resolution=config.resolution,
         train_fraction=config.train_fraction,
         shuffle_buffer=config.shuffle_buffer,
+        max_undecodable=max_undecodable,
         download=config.download,
     )
 

@@ -18,6 +18,9 @@ EVAL_BATCH_SIZE = 32
 
 SPLITS = ("train", "validation", "test")
 
+MAX_UNDECODABLE = 0.1
+"""Default of config.data.max_undecodable, for configurations that lack it."""
+
 
 class Batch(TypedDict):
     """One process's share of a batch.

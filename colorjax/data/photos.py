@@ -1,63 +1,61 @@
-"""Photo files through TFDS and tf.data: Food-101, and folders. TensorFlow is imported here only.
+"""Photo files through tf.data: Food-101 and folders. TensorFlow is imported here only.
 
-An example stays the bytes of its file while it is shuffled, skipped and shared out among the
-processes; each process decodes its own share alone.
+An example stays a file, its bytes or its path, while it is shuffled, skipped and shared out among the processes; each
+process decodes its own share alone.
 """
 
-import os
-import tempfile
-import zlib
-from collections.abc import Iterator
-from pathlib import Path
+import logging
+import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
 
 from colorjax.data.batches import SPLITS, Batch, DatasetInfo, Share
+from colorjax.data.errors import one_line
+from colorjax.data.folder import list_folder
+
+_log = logging.getLogger(__name__)
 
 # TensorFlow would otherwise take the accelerator's memory from JAX.
 tf.config.set_visible_devices([], "GPU")
 
 Dataset = tf.data.Dataset
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_FOLDER_SUFFIXES = (".jpg", ".jpeg", ".png")
 # Photos decoded as one unit of work; see _decode_chunk.
 _CHUNK = 16
 
 
 class PhotoSource:
-    """A `Source` over a TFDS builder of {"image", "label"} examples."""
+    """A `Source` over photo files."""
 
     def __init__(
         self,
-        builder: Any,
+        info: DatasetInfo,
+        files: Callable[[str], Dataset],
+        read: Callable[[tf.Tensor], tf.Tensor],
         *,
-        name: str,
-        splits: dict[str, str],
         resolution: int,
         shuffle_buffer: int,
-        keep: Any = None,
+        max_undecodable: float,
     ):
-        """Opens the builder's splits.
-
-        Args:
-            builder: a TFDS builder, prepared.
-            name: the data set's name.
-            splits: TFDS split expression by our split name.
-            resolution: S, the side in pixels that every photo is decoded to.
-            shuffle_buffer: undecoded examples that training shuffles among.
-            keep: what has to live as long as this source does.
+        """Args:
+        info: name, classes and sizes.
+        files: split -> examples {"file", "label", "id"}, always in the same order: a photo's file, its int64 class
+            and its name.
+        read: what "file" holds -> the bytes of a photo.
+        resolution: S, the side in pixels that every photo is decoded to.
+        shuffle_buffer: undecoded examples that training shuffles among.
+        max_undecodable: the largest share of a split's photos that may not decode, 0…1.
         """
-        sizes = {split: builder.info.splits[tfds_split].num_examples for split, tfds_split in splits.items()}
-        self.info = DatasetInfo(name, tuple(builder.info.features["label"].names), sizes)
+        self.info = info
         self.undecodable: list[str] = []
-        self._builder = builder
-        self._splits = splits
+        self._files = files
+        self._read = read
         self._resolution = resolution
         self._shuffle_buffer = shuffle_buffer
-        self._keep = keep
+        self._max_undecodable = max_undecodable
 
     def train(self, share: Share, *, seed: int, start_step: int) -> Iterator[Batch]:
         files = self._files("train")
@@ -74,32 +72,19 @@ class PhotoSource:
             )
 
         stream = Dataset.range(epoch, tf.int64.max).flat_map(shuffle).skip(skip)
-        return self._batches(stream, share)
+        return self._batches(stream, share, "train", size=self.info.sizes["train"])
 
     def evaluate(self, split: str, share: Share) -> Iterator[Batch]:
         size = self.info.sizes[split]
         padding = Dataset.from_tensors(
-            {"image": tf.constant(b""), "label": tf.constant(0, tf.int64), "id": tf.constant(b"")}
+            {"file": tf.constant(b""), "label": tf.constant(0, tf.int64), "id": tf.constant(b"")}
         ).repeat(share.steps(size) * share.batch_size - size)
-        return self._batches(self._files(split).concatenate(padding), share)
+        files = self._files(split).concatenate(padding)
+        return self._batches(files, share, split, size=-(-size // share.process_count))
 
-    def _files(self, split: str) -> Dataset:
-        """Undecoded {"image", "label", "id"} examples, always in the same order."""
-        # TFDS shuffled the examples when it wrote (or listed) them, so neighbors are unrelated.
-        dataset = self._builder.as_dataset(
-            split=self._splits[split],
-            decoders={"image": tfds.decode.SkipDecoding()},
-            read_config=tfds.ReadConfig(try_autocache=False, add_tfds_id=True),
-        )
-        return dataset.map(
-            lambda example: {
-                "image": example["image"],
-                "label": example["label"],
-                "id": example["tfds_id" if "tfds_id" in example else "image/filename"],
-            }
-        )
-
-    def _batches(self, files: Dataset, share: Share) -> Iterator[Batch]:
+    def _batches(self, files: Dataset, share: Share, split: str, *, size: int) -> Iterator[Batch]:
+        """Batches of one process; `size` is the number of different photos among them."""
+        failed: set[bytes] = set()
         if share.process_count > 1:
             rows = share.rows
             files = (
@@ -117,8 +102,15 @@ class PhotoSource:
         options.deterministic = True
         for batch in batches.with_options(options).as_numpy_iterator():
             for name in batch["id"][batch["mask"] == 0]:
-                if name:
-                    self._report(name.decode())
+                if name and name not in failed:
+                    failed.add(name)
+                    self._report(name.decode(errors="backslashreplace"))
+            if len(failed) > self._max_undecodable * size or len(failed) == size:
+                raise ValueError(
+                    f"{len(failed)} of the {size} {split} photos of {self.info.name} do not decode, such as "
+                    f"{one_line(self.undecodable[-1])}: mend or remove them, or raise config.data.max_undecodable "
+                    f"({self._max_undecodable})"
+                )
             yield Batch(image=batch["image"], label=batch["label"], mask=batch["mask"])
 
     def _decode_chunk(self, files: dict[str, tf.Tensor]) -> Dataset:
@@ -146,7 +138,7 @@ class PhotoSource:
         blank = self._blank(example)
         image = tf.cond(
             is_photo,
-            lambda: decode_photo(example["image"], resolution=self._resolution),
+            lambda: decode_photo(self._read(example["file"]), resolution=self._resolution),
             lambda: blank["image"],
         )
         return blank | {"image": image, "mask": tf.cast(is_photo, tf.float32)}
@@ -162,9 +154,9 @@ class PhotoSource:
     def _report(self, name: str) -> None:
         if name not in self.undecodable:
             self.undecodable.append(name)
-            logging.warning(
+            _log.warning(
                 "Photo %s does not decode: its place stays, masked (%d such photos so far)",
-                name,
+                one_line(name, limit=1000),
                 len(self.undecodable),
             )
 
@@ -225,7 +217,13 @@ def decode_photo(file: tf.Tensor, *, resolution: int) -> tf.Tensor:
 
 
 def open_food101(
-    directory: str, *, resolution: int, train_fraction: float, shuffle_buffer: int, download: bool
+    directory: str,
+    *,
+    resolution: int,
+    train_fraction: float,
+    shuffle_buffer: int,
+    max_undecodable: float,
+    download: bool,
 ) -> PhotoSource:
     """Opens TFDS's Food-101.
 
@@ -234,13 +232,14 @@ def open_food101(
         resolution: S, in pixels.
         train_fraction: share of the official training split that trains; the rest validates.
         shuffle_buffer: undecoded examples that training shuffles among.
+        max_undecodable: the largest share of a split's photos that may not decode, 0…1.
         download: whether to download and prepare the data set if it is not there.
 
     Raises:
         FileNotFoundError: if it is not there and `download` is false.
         ValueError: if a split holds no photo.
     """
-    builder = tfds.builder("food101", data_dir=directory or None)
+    builder: Any = tfds.builder("food101", data_dir=directory or None)
     if not builder.is_prepared():
         if not download:
             raise FileNotFoundError(
@@ -257,122 +256,62 @@ def open_food101(
                 "(--config.data.download=true, about 5 GB)"
             )
     cut = round(train_fraction * builder.info.splits["train"].num_examples)
+    splits = {"train": f"train[:{cut}]", "validation": f"train[{cut}:]", "test": "validation"}
+
+    def files(split: str) -> Dataset:
+        # TFDS shuffled the examples when it wrote them, so neighbors are unrelated.
+        examples = builder.as_dataset(
+            split=splits[split],
+            decoders={"image": tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(try_autocache=False, add_tfds_id=True),
+        )
+        return examples.map(lambda x: {"file": x["image"], "label": x["label"], "id": x["tfds_id"]})
+
+    sizes = {split: builder.info.splits[expression].num_examples for split, expression in splits.items()}
     return PhotoSource(
-        builder,
-        name="food101",
-        splits={
-            "train": f"train[:{cut}]",
-            "validation": f"train[{cut}:]",
-            "test": "validation",
-        },
+        DatasetInfo("food101", tuple(builder.info.features["label"].names), sizes),
+        files,
+        tf.identity,
         resolution=resolution,
         shuffle_buffer=shuffle_buffer,
+        max_undecodable=max_undecodable,
     )
 
 
-def open_folder(directory: str, *, resolution: int, train_fraction: float, shuffle_buffer: int) -> PhotoSource:
-    """Opens a folder of JPEG and PNG files through TFDS's ImageFolder.
-
-    Two layouts are read: `directory/split/class/photo.jpg`, where `train` is required and `test`,
-    `validation` or `val` may stand beside it; and `directory/class/photo.jpg`. What a layout
-    lacks is cut from its training photos class by class, in the order of their names' checksums,
-    which neither the machine nor a moved folder changes: the test split takes the last 20 %,
-    then the validation split the last 1 - `train_fraction` of what remains. A single official
-    `validation` or `val` is the test split, as Food-101's is.
+def open_folder(
+    directory: str, *, resolution: int, train_fraction: float, shuffle_buffer: int, max_undecodable: float
+) -> PhotoSource:
+    """Opens a folder of JPEG and PNG files; see `list_folder` for its layout.
 
     Args:
         directory: the folder.
         resolution: S, in pixels.
         train_fraction: share of the training photos that trains; the rest validates.
         shuffle_buffer: undecoded examples that training shuffles among.
+        max_undecodable: the largest share of a split's photos that may not decode, 0…1.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no photo in either layout, or too few for three splits.
+        FileNotFoundError, ValueError: as `list_folder`.
     """
-    root = Path(directory).expanduser().resolve()
-    if not directory or not root.is_dir():
-        raise FileNotFoundError(
-            f"config.data.dir={directory!r} is no folder: give one that holds class/photo.jpg or split/class/photo.jpg"
-        )
-    splits = _folder_splits(root, train_fraction=train_fraction)
-    for split, classes in splits.items():
-        if not any(classes.values()):
-            raise ValueError(
-                f"config.data.dir={directory!r}: no photo for the {split!r} split. The folder "
-                f"must hold class/photo or train/class/photo and test/class/photo with files "
-                f"named {', '.join(_FOLDER_SUFFIXES)}, several to a class"
-            )
-    # ImageFolder reads a folder that has our splits: one of links to the photos, numbered
-    # because TFDS does not read every name that a file may have.
-    view = tempfile.TemporaryDirectory(prefix="colorjax-folder-")
-    for split, classes in splits.items():
-        for class_name, photos in classes.items():
-            folder = Path(view.name, split, class_name)
-            folder.mkdir(parents=True)
-            for number, photo in enumerate(photos):
-                link = folder / f"{number:08}{photo.suffix}"
-                link.symlink_to(photo)
-    return _FolderSource(
-        tfds.ImageFolder(view.name),
-        name=root.name,
-        splits={split: split for split in SPLITS},
+    name, listed = list_folder(directory, train_fraction=train_fraction)
+    class_names = sorted({name for classes in listed.values() for name in classes})
+
+    def files(split: str) -> Dataset:
+        photos = [(label, photo) for label, name in enumerate(class_names) for photo in listed[split].get(name, [])]
+        random.Random(split).shuffle(photos)  # so that neighbors are unrelated
+        examples = {
+            "file": tf.constant([photo.file for _, photo in photos]),
+            "label": tf.constant([label for label, _ in photos], tf.int64),
+            "id": tf.constant([photo.name for _, photo in photos]),
+        }
+        return Dataset.from_tensor_slices(examples)  # pyright: ignore[reportArgumentType]
+
+    sizes = {split: sum(map(len, listed[split].values())) for split in SPLITS}
+    return PhotoSource(
+        DatasetInfo(name, tuple(class_names), sizes),
+        files,
+        tf.io.read_file,
         resolution=resolution,
         shuffle_buffer=shuffle_buffer,
-        keep=view,
+        max_undecodable=max_undecodable,
     )
-
-
-class _FolderSource(PhotoSource):
-    def _report(self, name: str) -> None:
-        super()._report(str(Path(name).readlink()))
-
-
-_Classes = dict[str, list[Path]]
-
-
-def _folder_splits(root: Path, *, train_fraction: float) -> dict[str, _Classes]:
-    """Photos by split and class."""
-    official = {
-        name: _photos_by_class(root / name) for name in ("train", "test", "validation", "val") if (root / name).is_dir()
-    }
-    if not any(official.get("train", {}).values()):
-        official = {"train": _photos_by_class(root)}
-    train = official["train"]
-    held_out = [official[name] for name in ("test", "validation", "val") if name in official]
-    if held_out:
-        test = held_out[0]
-    else:
-        train, test = _cut(train, 0.8)
-    if len(held_out) > 1:
-        validation = held_out[1]
-    else:
-        train, validation = _cut(train, train_fraction)
-    return {"train": train, "validation": validation, "test": test}
-
-
-def _photos_by_class(root: Path) -> _Classes:
-    classes = {}
-    for folder in sorted(root.iterdir()):
-        if folder.is_dir() and not folder.name.startswith("."):
-            photos = [
-                path
-                for path in folder.iterdir()
-                if path.suffix.lower() in _FOLDER_SUFFIXES and not path.name.startswith(".")
-            ]
-            if photos:
-                classes[folder.name] = sorted(photos, key=_checksum_order)
-    return classes
-
-
-def _checksum_order(photo: Path) -> tuple[int, str]:
-    return zlib.crc32(os.fsencode(photo.name)), photo.name
-
-
-def _cut(classes: _Classes, fraction: float) -> tuple[_Classes, _Classes]:
-    """The first `fraction` of every class, and the rest."""
-    first, rest = {}, {}
-    for name, photos in classes.items():
-        cut = round(fraction * len(photos))
-        first[name], rest[name] = photos[:cut], photos[cut:]
-    return first, rest

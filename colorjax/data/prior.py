@@ -1,12 +1,8 @@
-"""The prior: how often each color class occurs in a training split, counted once, in a file.
-
-python -m colorjax prior --config=configs/paper.py --config.data.dir=DIR --out=PATH
-"""
+"""The prior: how often each color class occurs in a training split, counted once, in a file."""
 
 import dataclasses
 import functools
 import os
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from colorjax import color
+from colorjax import atomic, color
+from colorjax.data.errors import one_line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,13 +51,8 @@ class Prior:
         """Writes the file, all of it or nothing; makes the folder if there is none."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with unfinished.open("wb") as f:
-                np.savez(f, **dataclasses.asdict(self))
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with atomic.replacing(path) as temporary, temporary.open("wb") as f:
+            np.savez(f, **dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Prior":
@@ -71,7 +63,8 @@ class Prior:
                 and how to make a new one.
         """
         try:
-            with np.load(path, allow_pickle=False) as f:
+            # NumPy leaves a file that it cannot read open.
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as f:
                 return cls(
                     p=np.asarray(f["p"], np.float64),
                     mean_ab=np.asarray(f["mean_ab"], np.float64),
@@ -80,12 +73,10 @@ class Prior:
                 )
         except FileNotFoundError:
             reason = "there is no such file"
-        # numpy tells a file that is not its own apart in no better way.
-        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as e:
-            reason = f"{type(e).__name__}: {e}"
+        except Exception as error:  # for damaged bytes NumPy and zipfile raise errors of many types
+            reason = one_line(error)
         raise ValueError(
-            f"{Path(path)} is no readable prior ({reason}); "
-            "make one with `python -m colorjax prior --config=CONFIG --out=PATH`"
+            f"{Path(path)} is no readable prior ({reason}); make one with `colorjax prior --config=CONFIG --out=PATH`"
         )
 
 
@@ -132,6 +123,30 @@ def count(
     if not photos:
         raise ValueError(f"no color photo among the {seen} photos of {source}: nothing to count")
     return Prior(p=shares / shares.sum(), mean_ab=mean_ab / photos, photos=photos, source=source)
+
+
+def require_color(batches: Iterable[Mapping[str, Any]], *, source: str) -> None:
+    """Looks for the first color photo, without which `count` has nothing to count.
+
+    Args:
+        batches: as for `count`.
+        source: what to call these photos.
+
+    Raises:
+        ValueError: if none of the photos has color, or there is none.
+    """
+    seen = 0
+    for batch in batches:
+        real = np.asarray(batch["mask"]) > 0
+        if (real & ~jax.device_get(_gray(batch["image"]))).any():
+            return
+        seen += int(real.sum())
+    raise ValueError(f"no color photo among the {seen} photos of {source}: nothing to learn colors from")
+
+
+@jax.jit
+def _gray(image: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda rgb: color.is_gray(color.rgb_to_lab(rgb)[..., 1:]), image)
 
 
 @functools.partial(jax.jit, static_argnames=("factor", "neighbors", "sigma"))

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from colorjax.data.batches import MAX_UNDECODABLE
 from colorjax.data.errors import first_few
 from colorjax.run.trees import flatten
 
@@ -13,7 +14,7 @@ Config = Any
 
 STAGES = ("pretrain", "joint")
 
-ADDED_FIELDS = {"data.max_undecodable": 0.1}
+ADDED_FIELDS = {"data.max_undecodable": MAX_UNDECODABLE}
 """Fields that an older config.json lacks, and the value that it is read with."""
 
 # The fields and sections that pretraining does not read.

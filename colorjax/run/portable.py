@@ -209,10 +209,11 @@ def _read_shards(path: Path) -> Tensors:
 
 def _read_npz(path: Path) -> Tensors:
     try:
-        with zipfile.ZipFile(path):  # else NumPy would take a bare array as well
-            pass
-        with np.load(path, allow_pickle=False) as file:
-            return {key: np.asarray(file[key]) for key in file.files}
+        with path.open("rb") as file:
+            with zipfile.ZipFile(file):  # else NumPy would take a bare array as well
+                pass
+            with np.load(file, allow_pickle=False) as arrays:
+                return {key: np.asarray(arrays[key]) for key in arrays.files}
     except Exception as error:  # for damaged headers NumPy and zipfile raise errors of many types
         raise ValueError(f"{path} is truncated, damaged or no .npz of plain arrays ({one_line(error)})") from error
 

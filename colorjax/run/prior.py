@@ -9,7 +9,7 @@ import jax
 
 from colorjax import data
 from colorjax.data.batches import center_crop
-from colorjax.data.prior import Prior, count
+from colorjax.data.prior import Prior, count, require_color
 from colorjax.run.config import Config
 from colorjax.run.sharding import barrier
 from colorjax.run.workdir import prior_file
@@ -26,6 +26,21 @@ def count_prior(config: Config, path: Path) -> None:
             yield {**batch, "image": center_crop(batch["image"], config.data.image_size)}
 
     count(crops(), source=f"{config.data.source}:train").save(path)
+
+
+def check_prior(config: Config, workdir: Path) -> None:
+    """Refuses, before anything is trained, what `load_prior` would refuse after the pretraining.
+
+    Raises:
+        ValueError: if the prior's file is missing or damaged, or is to be counted and no training photo has color.
+    """
+    path = prior_file(config, workdir)
+    if config.data.prior or path.exists():
+        Prior.load(path)
+    else:
+        # Usually the first batch ends it.
+        batches = data.eval_batches(config.data, "train", batch_size=16)
+        require_color(batches, source=f"{config.data.source}:train")
 
 
 def load_prior(config: Config, workdir: Path) -> Prior:

@@ -23,7 +23,7 @@ from colorjax.run import sharding
 from colorjax.run.checkpoints import Checkpoints, require_space, set_aside_damaged
 from colorjax.run.config import STAGES, Config, validate
 from colorjax.run.pictures import panel
-from colorjax.run.prior import load_prior
+from colorjax.run.prior import check_prior, load_prior
 from colorjax.run.workdir import (
     bind_config,
     checkpoint_dir,
@@ -58,7 +58,7 @@ def train(config: Config, workdir: str | Path) -> None:
 
     Raises:
         ValueError: for a configuration that does not hold together, or another one than the workdir's. Every stage
-            that is to run is built and traced on the devices before the first step of any.
+            that is to run is built and traced on the devices before the first step of any of them.
         BlockingIOError: if another run trains in the workdir.
         OSError: if the disk has no room for a checkpoint.
         FloatingPointError: if the loss stops being finite; the checkpoints stay as they were.
@@ -73,9 +73,11 @@ def train(config: Config, workdir: str | Path) -> None:
     mesh = sharding.make_mesh()
     with termination(signal.SIGTERM) as stop:
         info = data.dataset_info(config.data)
-        for stage in stages:
-            if (latest_step(workdir, stage) or 0) < config[stage].steps:
-                _check_stage(config, stage, workdir, mesh, classes=len(info.class_names))
+        unfinished = [stage for stage in stages if (latest_step(workdir, stage) or 0) < config[stage].steps]
+        for stage in unfinished:
+            # The first of them is traced anyway before its first step.
+            trace = stage != unfinished[0]
+            _check_stage(config, stage, workdir, mesh, classes=len(info.class_names), trace=trace)
         with lock(workdir):
             bind_config(config, workdir)
             sharding.barrier("config")
@@ -88,11 +90,13 @@ def train(config: Config, workdir: str | Path) -> None:
                     _train_stage(config, stage, workdir, mesh, info, checkpoints, stop)
 
 
-def _check_stage(config: Config, stage: str, workdir: Path, mesh: Mesh, *, classes: int) -> None:
-    """Builds a stage and traces its steps on the mesh, which refuses what it cannot run with."""
+def _check_stage(config: Config, stage: str, workdir: Path, mesh: Mesh, *, classes: int, trace: bool) -> None:
+    """Builds a stage, and with `trace` traces its steps on the mesh, which refuses what it cannot run with."""
     program, params, stats = abstract_model(config, stage, classes=classes)
-    if stage == "joint" and latest_step(workdir, stage) is None:
-        check_pretrained(config, workdir, params, stats, classes=classes)
+    if stage == "joint":
+        check_prior(config, workdir)
+        if latest_step(workdir, stage) is None:
+            check_pretrained(config, workdir, params, stats, classes=classes)
     optimizer = make_optimizer(config, stage)
     # The values of prior and weights change nothing in a trace.
     uniform = np.full(color.NUM_BINS, 1 / color.NUM_BINS)
@@ -103,6 +107,8 @@ def _check_stage(config: Config, stage: str, workdir: Path, mesh: Mesh, *, class
         lambda params, stats: initial_state(params, stats, optimizer, average=config[stage].ema > 0), params, stats
     )
     require_space(checkpoint_dir(workdir, stage), state)
+    if not trace:
+        return
     side = config.data.resolution
 
     def batch(size: int) -> Any:

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ def make_config(source: str, directory: Path | str = "", **fields: Any) -> Confi
         "resolution": 16,
         "train_fraction": 0.8,
         "shuffle_buffer": 6,
+        "max_undecodable": 0.2,
         "download": False,
     }
     return ConfigDict(defaults | fields)
@@ -291,7 +293,8 @@ def centre_square(photo: Image.Image) -> Image.Image:
 
 
 def psnr(image: np.ndarray, photo: Image.Image) -> float:
-    return skimage.metrics.peak_signal_noise_ratio(np.asarray(photo), image, data_range=255)
+    with np.errstate(divide="ignore"):  # equal images have an infinite ratio
+        return skimage.metrics.peak_signal_noise_ratio(np.asarray(photo), image, data_range=255)
 
 
 @pytest.mark.parametrize("name", ["chelsea", "coffee", "rocket"])
@@ -408,6 +411,65 @@ def test_undecodable_photos_in_training_are_named_once_and_resume_exactly(
     assert_same(uninterrupted, join(shares))
 
 
+def spoil(folder: Path) -> list[Path]:
+    """Puts what has a photo's name and is none into a folder, as many things as there are."""
+    (folder / "to_nowhere.jpg").symlink_to(folder / "nothing")
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "null.jpg").symlink_to("/dev/null")
+    return [folder / f"{name}.jpg" for name in ("to_nowhere", "loop", "folder", "pipe", "null")]
+
+
+def test_what_is_no_file_is_masked_like_any_other_bad_photo(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bad = spoil(folder / "test" / "pear")
+    config = make_config("folder", folder, max_undecodable=0.5)
+    assert data.dataset_info(config).sizes["test"] == 10 + len(bad)
+    batch = next(data.eval_batches(config, "test", batch_size=10 + len(bad)))
+    assert sorted(batch["image"][batch["mask"] == 1][:, 0, 0, 0]) == [number * 5 for number in range(34, 44)]
+    assert (batch["label"][batch["mask"] == 0] == 0).all()
+    for path in bad:
+        assert caplog.text.count(f"{path} does not decode") == 1
+
+
+def test_a_photo_that_vanishes_is_masked(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    batches = data.eval_batches(make_config("folder", folder), "test", batch_size=10)
+    (folder / "test" / "plum" / "35.png").unlink()
+    assert next(batches)["mask"].sum() == 9
+    assert "35.png does not decode" in caplog.text
+
+
+def test_a_name_that_is_not_utf8(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photo = folder / "test" / "pear" / os.fsdecode(b"\xff.png")
+    photo.write_bytes(b"")
+    batches = list(data.eval_batches(make_config("folder", folder), "test", batch_size=11))
+    assert stack(batches)["mask"].sum() == 10
+    assert "\\xff.png does not decode" in caplog.text
+    (folder / "test" / "pear").rename(folder / "test" / os.fsdecode(b"p\xe4r"))
+    with pytest.raises(ValueError, match=r"test/p\\xe4r' is not named in UTF-8: rename it"):
+        data.dataset_info(make_config("folder", folder))
+
+
+@pytest.mark.parametrize("limit", [0.29, 1.0])
+def test_too_many_bad_photos_end_the_run(folder: Path, limit: float) -> None:
+    photos = sorted((folder / "test").rglob("*.png"))
+    for photo in photos if limit == 1 else photos[:3]:
+        photo.write_bytes(b"")
+    config = make_config("folder", folder, max_undecodable=limit)
+    with pytest.raises(ValueError, match=r"(3|10) of the 10 test photos of photos do not decode, .*max_undecodable"):
+        list(data.eval_batches(config, "test", batch_size=5))
+    if limit < 1:
+        config.max_undecodable = 0.3
+        assert len(list(data.eval_batches(config, "test", batch_size=5))) == 2
+
+
+def test_too_many_bad_photos_end_the_training(folder: Path) -> None:
+    for photo in (folder / "train").rglob("*.png"):
+        photo.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"\d+ of the 28 train photos of photos do not decode"):
+        take(make_config("folder", folder), 5)
+
+
 # Food-101.
 
 
@@ -489,6 +551,7 @@ def test_food101_without_photos_is_refused(tmp_path: Path) -> None:
         ({"resolution": 0}, "resolution=0"),
         ({"train_fraction": 1.0}, "train_fraction=1.0"),
         ({"shuffle_buffer": 0}, "shuffle_buffer=0"),
+        ({"max_undecodable": 1.1}, "max_undecodable=1.1"),
     ],
 )
 def test_config_out_of_range_is_named(fields: dict[str, Any], message: str) -> None:

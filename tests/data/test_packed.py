@@ -21,15 +21,6 @@ from colorjax.data import packed
 from colorjax.data.batches import Share, Source
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CONFIG_FILE = """
-from ml_collections import ConfigDict
-
-def get_config():
-    return ConfigDict({"data": {
-        "source": "sample", "dir": "", "resolution": 16, "train_fraction": 0.8,
-        "shuffle_buffer": 100, "download": False,
-    }})
-"""
 
 
 def make_config(source: str, directory: Path | str = "", *, resolution: int = 16) -> ConfigDict:
@@ -40,13 +31,14 @@ def make_config(source: str, directory: Path | str = "", *, resolution: int = 16
             "resolution": resolution,
             "train_fraction": 0.8,
             "shuffle_buffer": 100,
+            "max_undecodable": 0.2,
             "download": False,
         }
     )
 
 
 def write(out: Path, config: ConfigDict, splits: tuple[str, ...] = ("train", "test")) -> None:
-    packed.write_pack(data.open_source(config), str(out), splits=splits, resolution=16)
+    packed.write_pack(data.open_source(config), out, splits=splits, resolution=16, train_fraction=0.8)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +73,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def flip_bit(path: Path, position: int) -> None:
+def flip_bit(path: Path, position: int, bit: int = 8) -> None:
     with path.open("r+b") as file:
         file.seek(position, os.SEEK_SET if position >= 0 else os.SEEK_END)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte ^ 8]))
+        file.write(bytes([byte ^ bit]))
 
 
 def test_pack_holds_exactly_what_its_source_decodes(sample_pack: Path) -> None:
@@ -171,16 +163,17 @@ def test_undecodable_photos_are_left_out_and_listed(tmp_path: Path) -> None:
 def test_truncated_pack_is_refused(pack: Path) -> None:
     path = pack / "test.images.npy"
     os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(ValueError, match=r"test\.images\.npy is missing or truncated.*again"):
+    with pytest.raises(ValueError, match=r"test\.images\.npy is missing or damaged.*again"):
         data.dataset_info(make_config("packed", pack))
     path.unlink()
-    with pytest.raises(ValueError, match=r"test\.images\.npy is missing or truncated.*again"):
+    with pytest.raises(ValueError, match=r"test\.images\.npy is missing or damaged.*again"):
         data.dataset_info(make_config("packed", pack))
 
 
 @pytest.mark.parametrize("file", ["images", "labels", "crc32"])
 def test_flipped_bit_is_found_when_its_row_is_read(pack: Path, file: str) -> None:
-    flip_bit(pack / f"test.{file}.npy", -1)
+    # Of the last label, 7, that it becomes another class.
+    flip_bit(pack / f"test.{file}.npy", *((-4, 1) if file == "labels" else (-1,)))
     config = make_config("packed", pack)
     last = data.dataset_info(config).sizes["test"] - 1
     with pytest.raises(ValueError, match=rf"test\.images\.npy: row {last} .*checksum.*again"):
@@ -217,6 +210,54 @@ def test_pack_of_another_version_or_resolution_is_refused(pack: Path) -> None:
         data.dataset_info(make_config("packed", pack))
 
 
+def test_pack_of_another_train_fraction_is_refused(pack: Path) -> None:
+    config = make_config("packed", pack)
+    config.train_fraction = 0.9
+    with pytest.raises(ValueError, match=r"train_fraction=0\.9, but .* written with 0\.8: set"):
+        data.dataset_info(config)
+    # An older pack does not say.
+    meta = json.loads((pack / "meta.json").read_text())
+    del meta["train_fraction"]
+    (pack / "meta.json").write_text(json.dumps(meta))
+    data.dataset_info(config)
+
+
+def test_labels_without_a_class_are_refused(pack: Path) -> None:
+    meta = json.loads((pack / "meta.json").read_text())
+    (pack / "meta.json").write_text(json.dumps(meta | {"class_names": meta["class_names"][:3]}))
+    with pytest.raises(ValueError, match=r"labels\.npy holds labels from 0 to 7, and meta\.json .* names 3 classes"):
+        data.dataset_info(make_config("packed", pack))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": 3},
+        {"class_names": None},
+        {"class_names": [1, 2]},
+        {"splits": []},
+        {"splits": {"train": 3}},
+        {"splits": {"train": {"size": -1}}},
+        {"splits": {"../secret": {"size": 1}}},
+        {"train_fraction": "most"},
+    ],
+)
+def test_damaged_meta_is_named(pack: Path, change: dict[str, Any]) -> None:
+    meta = json.loads((pack / "meta.json").read_text())
+    (pack / "meta.json").write_text(json.dumps(meta | change))
+    with pytest.raises(ValueError, match=rf"meta\.json is damaged, its field '{next(iter(change))}'"):
+        data.dataset_info(make_config("packed", pack))
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '|u1', 'shape': (", b"(" * 60, b"{" + b"9" * 5000 + b"}", b"\x00" * 70])
+def test_damaged_header_of_an_array_is_refused(pack: Path, header: bytes) -> None:
+    path = pack / "test.labels.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ValueError, match=r"test\.labels\.npy is missing or damaged \(\w+: .*again") as error:
+        data.dataset_info(make_config("packed", pack))
+    assert len(str(error.value).replace(str(pack), "")) <= 300
+
+
 def test_split_that_was_not_packed_is_named(tmp_path: Path) -> None:
     write(tmp_path / "pack", make_config("sample"), ("test",))
     config = make_config("packed", tmp_path / "pack")
@@ -244,31 +285,26 @@ class Interrupted:
         raise KeyboardInterrupt
 
 
-def test_stopped_run_leaves_no_pack_and_can_be_started_again(tmp_path: Path) -> None:
+def test_stopped_run_leaves_nothing_and_can_be_started_again(tmp_path: Path) -> None:
     source = data.open_source(make_config("sample"))
     out = tmp_path / "pack"
     with pytest.raises(KeyboardInterrupt):
-        packed.write_pack(Interrupted(source), str(out), splits=("train",), resolution=16)
-    assert not out.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["pack.partial"]
-    packed.write_pack(source, str(out), splits=("test",), resolution=16)
+        packed.write_pack(Interrupted(source), out, splits=("train",), resolution=16, train_fraction=0.8)
+    assert not any(tmp_path.iterdir())
+    write(out, make_config("sample"), ("test",))
     assert [path.name for path in tmp_path.iterdir()] == ["pack"]
-    assert not (out / "train.images.npy").exists()
     read(make_config("packed", out), "test")
 
 
 def test_nothing_is_overwritten(tmp_path: Path, pack: Path) -> None:
     sample = make_config("sample")
-    with pytest.raises(FileExistsError, match="a pack already"):
+    with pytest.raises(FileExistsError, match="holds something already"):
         write(pack, sample)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("It was a dark and stormy night")
-    with pytest.raises(FileExistsError, match="something that is no pack"):
+    with pytest.raises(FileExistsError, match="holds something already"):
         write(tmp_path / "thesis", sample)
-    (tmp_path / "thesis").rename(tmp_path / "new.partial")
-    with pytest.raises(FileExistsError, match=r"new\.partial holds something that is no pack"):
-        write(tmp_path / "new", sample)
-    assert (tmp_path / "new.partial" / "chapter1.tex").exists()
+    assert (tmp_path / "thesis" / "chapter1.tex").exists()
 
 
 def test_full_disk_is_noticed_before_the_first_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,9 +316,7 @@ def test_full_disk_is_noticed_before_the_first_photo(tmp_path: Path, monkeypatch
 
 
 def test_command_writes_a_pack_and_says_how_far_it_is(tmp_path: Path) -> None:
-    config_file = tmp_path / "config.py"
-    config_file.write_text(CONFIG_FILE)
-    command = ("-m", "colorjax", "data", f"--config={config_file}", "--config.data.resolution=24")
+    command = ("-m", "colorjax", "data", "--config=configs/quickstart.py", "--config.data.resolution=24")
     result = run(*command, f"--out={tmp_path / 'pack'}", "--splits=test")
     assert result.returncode == 0, result.stderr
     assert "29 of 29 photos" in result.stderr
@@ -293,7 +327,7 @@ def test_command_writes_a_pack_and_says_how_far_it_is(tmp_path: Path) -> None:
 
     result = run(*command, f"--out={tmp_path / 'other'}", "--splits=valid")
     assert result.returncode != 0
-    assert "--splits=valid: the source has train, validation, test" in result.stderr
+    assert "'valid' is not a split; the splits are train, validation, test" in result.stderr
 
 
 def test_help_of_the_command_teaches() -> None:
@@ -313,7 +347,7 @@ from ml_collections import ConfigDict
 config = ConfigDict({"source": "sample", "dir": "", "resolution": 16,
                      "train_fraction": 0.8, "shuffle_buffer": 1, "download": False})
 print(next(data.train_batches(config, batch_size=4, seed=0))["image"].shape)
-write_pack(data.open_source(config), sys.argv[1], splits=["train", "test"], resolution=16)
+write_pack(data.open_source(config), sys.argv[1], splits=["train", "test"], resolution=16, train_fraction=0.8)
 config.source, config.dir = "packed", sys.argv[1]
 print(next(data.train_batches(config, batch_size=4, seed=0))["image"].shape)
 print(sum(batch["mask"].sum() for batch in data.eval_batches(config, "test", batch_size=8)))

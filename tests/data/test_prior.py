@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,12 @@ def write_arrays(**changes):
     return write
 
 
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 WRITERS = {
     "missing": lambda path, some: None,
     "a folder": lambda path, some: path.mkdir(),
@@ -145,7 +152,7 @@ WRITERS = {
     "text": lambda path, some: path.write_text("no array"),
     "truncated": write_truncated,
     "damaged": write_flipped,
-    "another array": lambda path, some: np.save(path.open("wb"), some.p),
+    "another array": lambda path, some: path.write_bytes(_npy(some.p)),
     "other arrays": lambda path, some: np.savez(path, x=some.p),
     "pickle": write_arrays(p=np.array([None, {}])),
     "wrong shape": write_arrays(p=np.ones(312) / 312),
@@ -162,7 +169,7 @@ WRITERS = {
 def test_whatever_is_no_prior_is_refused_with_the_remedy(write, some, tmp_path):
     path = tmp_path / "prior.npz"
     write(path, some)
-    with pytest.raises(ValueError, match=r"python -m colorjax\.prior") as e:
+    with pytest.raises(ValueError, match=r"colorjax prior") as e:
         Prior.load(path)
     assert str(path) in str(e.value)
 
@@ -197,5 +204,15 @@ def test_the_command_counts_the_centers_of_the_training_photos(tmp_path):
 
 
 def test_importing_needs_no_tensorflow():
-    code = "import sys, colorjax.prior; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, colorjax.data.prior; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_first_color_photo_is_looked_for() -> None:
+    gray = np.full((4, 8, 8, 3), 90, np.uint8)
+    colored = gray.copy()
+    colored[2, ..., 0] = 200
+    masked = {"image": colored, "mask": np.array([1, 1, 0, 1])}
+    prior.require_color([{"image": gray, "mask": np.ones(4)}, {"image": colored, "mask": np.ones(4)}], source="x")
+    with pytest.raises(ValueError, match="no color photo among the 7 photos of x"):
+        prior.require_color([{"image": gray, "mask": np.ones(4)}, masked], source="x")

@@ -174,6 +174,19 @@ def _rewritten(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[P
     return damage
 
 
+def _flip_bit(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+
+
+def _change_config(file: Path, change: Callable[[dict], object]) -> None:
+    path = file.parent / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
 _KERNEL = "params.fusion.local.kernel"
 _DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (
@@ -211,6 +224,20 @@ _DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda file: np.savez(file.with_name("model.npz"), step=1),
         r"holds model\.safetensors and model\.npz, each a whole model: delete",
     ),
+    "a bit flipped": (lambda file: _flip_bit(file, -1000), r"params\..* differs from its checksum"),
+    "a bit of the header flipped": (lambda file: _flip_bit(file, 100), r"model\.safetensors is "),
+    "a value that is not finite": (
+        _rewritten(lambda tensors: tensors.update({_KERNEL: tensors[_KERNEL] * np.inf})),
+        rf"{_KERNEL} holds values that are not finite",
+    ),
+    "no decode": (
+        lambda file: _change_config(file, lambda config: config.pop("decode")),
+        r"does not describe a colorizer \(ValueError: decode\.temperature is absent",
+    ),
+    "a model of words": (
+        lambda file: _change_config(file, lambda config: config["model"].update(width="wide")),
+        r"config\.json does not describe a colorizer",
+    ),
     "no classes": (lambda file: (file.parent / "classes.json").unlink(), r"classes\.json is missing"),
     "classes cut off": (lambda file: (file.parent / "classes.json").write_text('["a"'), r"classes\.json is damaged"),
     "classes of another kind": (
@@ -245,8 +272,25 @@ def test_a_damaged_folder_is_refused(folder: Path, tmp_path: Path, damage: str) 
     shutil.copytree(folder, broken)
     break_it, message = _DAMAGES[damage]
     break_it(broken / "model.safetensors")
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         load_trained(broken)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value).replace(str(broken), "")) <= 300
+
+
+def test_a_bit_flipped_in_an_npz_is_found(run: Trained, tmp_path: Path) -> None:
+    save_trained(run, tmp_path / "out", format="npz")
+    _flip_bit(tmp_path / "out" / "model.npz", 1_000_000)
+    with pytest.raises(ValueError, match=r"model\.npz is truncated, damaged.*CRC"):
+        load_trained(tmp_path / "out")
+
+
+def test_a_folder_from_before_there_were_checksums_is_read(run: Trained, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "old")
+    file = tmp_path / "old" / "model.safetensors"
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file), file, metadata={"format": "flax"})
+    got = load_trained(tmp_path / "old")
+    assert jax.tree.all(jax.tree.map(np.array_equal, got.params, run.params))
 
 
 class _Evil:
