@@ -1,1 +1,1 @@
-"""What colorjax is measured by: `python -m benchmarks NAME`; see docs/performance.md."""
+"""Benchmarks: `python -m benchmarks NAME`; see docs/performance.md."""

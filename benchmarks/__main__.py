@@ -1,11 +1,11 @@
 """`python -m benchmarks NAME`: measures one table, prints it as Markdown, and writes it as JSON.
 
-    python -m benchmarks patch_sum             kernels, against XLA's and PyTorch's forms of the same
-    python -m benchmarks step --json=step.json the whole joint step, against the same model in PyTorch
+    python -m benchmarks patch_sum             the patch sum's kernels, compared with XLA and PyTorch
+    python -m benchmarks step --json=step.json the whole joint step, compared with the same model in PyTorch
     python -m benchmarks device --pack=packs/food256 --out=OUT --pretrain_steps=2000 --joint_steps=2000
 
-The peers need PyTorch (pip install torch==2.13.0); without it their columns are left out. Nothing else should run on
-the machine meanwhile: the load that it had at the start is written down with the numbers.
+The comparisons need PyTorch (pip install torch==2.13.0); without it their columns are left out. Nothing else should run
+on the machine meanwhile. Its load at the start is recorded with the numbers.
 """
 
 import importlib
@@ -16,20 +16,20 @@ from typing import Any
 
 from absl import app, flags
 
-# Both frameworks share one GPU.
+# JAX and PyTorch share the GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 TABLES = ("patch_sum", "relation", "attention", "step", "input", "startup", "growth")
 NAMES = (*TABLES, "device")
 
-_JSON = flags.DEFINE_string("json", None, "Where the rows go as JSON, beside what they depend on.")
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs, of which the median counts.", lower_bound=1)
-_QUICK = flags.DEFINE_bool("quick", False, "The least work that goes through all the code; its numbers mean nothing.")
-_PACK = flags.DEFINE_string("pack", "", "A pack of 256-pixel photos (python -m colorjax data); else the sample.")
-_PHOTOS = flags.DEFINE_string("photos", "", "A folder of photo files for `input`; else it makes some of the sample.")
-_OUT = flags.DEFINE_string("out", "", "Where `device` writes its tables and its run.")
-_PRETRAIN_STEPS = flags.DEFINE_integer("pretrain_steps", 0, "Steps of the first stage of the run of `device`.")
-_JOINT_STEPS = flags.DEFINE_integer("joint_steps", 0, "Steps of its second; 0 leaves the run out.")
+_JSON = flags.DEFINE_string("json", None, "File for the rows as JSON, with versions and device.")
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs, of which the median is reported.", lower_bound=1)
+_QUICK = flags.DEFINE_bool("quick", False, "Run all of the code with the least work; the numbers mean nothing.")
+_PACK = flags.DEFINE_string("pack", "", "A pack of 256-pixel photos (colorjax data); by default the sample.")
+_PHOTOS = flags.DEFINE_string("photos", "", "A folder of photo files for `input`; by default made from the sample.")
+_OUT = flags.DEFINE_string("out", "", "Folder for the tables and the run of `device`.")
+_PRETRAIN_STEPS = flags.DEFINE_integer("pretrain_steps", 0, "Pretraining steps of the run of `device`.")
+_JOINT_STEPS = flags.DEFINE_integer("joint_steps", 0, "Joint steps of the run of `device`; 0 leaves the run out.")
 
 
 def main(argv: list[str]) -> None:

@@ -20,13 +20,13 @@ TOKENS, QUERY_FEATURES, VALUE_FEATURES = 112 * 112, 4, 16  # SAGAN's C/8 and C/2
 
 
 def rows(settings: Settings) -> list[Row]:
-    """One row a batch and pass."""
+    """A row for each batch size and pass."""
     tokens, batches = (256, (1,)) if settings.quick else (TOKENS, (1, 8))
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     peak = measure.matmul_rate(repeats=settings.repeats, quick=settings.quick)
     found = []
     for batch in batches:
-        # Plain softmax holds N×N several times over: 0.6 GB an image and time.
+        # Plain softmax holds several N×N matrices of 0.6 GB each for every image.
         names = [
             "ours",
             *(["XLA softmax"] if batch == 1 else []),
@@ -50,7 +50,7 @@ def rows(settings: Settings) -> list[Row]:
 
 
 def flops(batch: int, tokens: int, *, width: float = 1.0, backward: bool) -> float:
-    """Of the products alone: 2·N²·(D + E) forward, and 2·N²·(3·D + 2·E) backward, where q kᵀ is made once more."""
+    """FLOPs of the products alone: 2·N²·(D + E) forward, 2·N²·(3·D + 2·E) backward, which computes q kᵀ again."""
     d, e = QUERY_FEATURES * width, VALUE_FEATURES * width
     return 2 * batch * tokens**2 * (d + e + backward * (3 * d + 2 * e))
 
@@ -97,7 +97,7 @@ def _torch_form(case: tuple) -> Callable[[], Any]:
     q, k = (torch.randn(batch, 1, tokens, QUERY_FEATURES, **options) for _ in range(2))
     v = torch.randn(batch, 1, tokens, VALUE_FEATURES, **options)
     cotangent = torch.randn_like(v)
-    # Its flash kernels want equal head sizes: zeros in q and k change nothing where the scale is given.
+    # Its flash kernels need equal head sizes. With an explicit scale, zero-padding q and k is exact.
     pad = (0, VALUE_FEATURES - QUERY_FEATURES)
     kept: list[Any] = []
 

@@ -1,9 +1,9 @@
-"""What prediction decides by measurement: up-sampling, the aspect ratio, the working size; and what hint and style do.
+"""Measures choices in prediction: up-sampling, aspect ratio and working size; and the effect of hint and style.
 
     python benchmarks/colors.py --checkpoint=runs/food64 --pack=packs/food64
 
-It prints four tables. All distances are of ab, means over pixels and photos. The first one's photos are scikit-image's,
-the others' the first of the pack's test photos, which the colorizer has not seen in training.
+It prints four tables. All distances are in ab, averaged over pixels and photos. The first table uses scikit-image's
+photos, the others the pack's first test photos, which the colorizer has not seen in training.
 """
 
 import importlib.resources
@@ -27,7 +27,7 @@ from colorjax.photos.predictor import Prediction, Predictor
 from colorjax.run.trained import load_trained
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The --workdir of train.py.", required=True)
-_PACK = flags.DEFINE_string("pack", None, "A pack of its data (python -m colorjax data).", required=True)
+_PACK = flags.DEFINE_string("pack", None, "A pack of its data (colorjax data).", required=True)
 _PHOTOS = flags.DEFINE_integer("photos", 128, "Test photos of the pack.")
 
 _NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "ihc.png", "retina.jpg")
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
 
 
 def up_sampling() -> str:
-    """True ab, averaged down to a color map and taken up again: its distance to the true ab."""
+    """The distance of the true ab to itself after down- and up-sampling."""
     rows = []
     for name in _NAMES:
         with (importlib.resources.files("skimage.data") / name).open("rb") as stream:
@@ -66,7 +66,7 @@ def up_sampling() -> str:
 
 
 def aspect_ratios(photos: np.ndarray) -> str:
-    """Crops of the photos, squeezed into the trained square, or at their own aspect ratio with as many pixels."""
+    """Crops squeezed into the trained square, compared with crops at their own aspect ratio and equal area."""
     loaded = load_trained(_CHECKPOINT.value)
     config, size = loaded.config, loaded.config.data.image_size
     program = build_program(config, "joint", classes=len(loaded.class_names))
@@ -101,9 +101,9 @@ def aspect_ratios(photos: np.ndarray) -> str:
 
 
 def working_sizes(predictor: Predictor, photos: np.ndarray) -> str:
-    """How far the colors move when the working size changes."""
+    """How much the colors change with the working size."""
     trained = predictor.config.data.image_size
-    # Compared at the trained size's resolution; the truth there.
+    # The truth at the trained size, at which all are compared.
     truth = [skimage.color.rgb2lab(resample.thumbnail(p, height=trained, width=trained))[..., 1:] for p in photos]
     reference = None
     rows = []
@@ -119,7 +119,7 @@ def working_sizes(predictor: Predictor, photos: np.ndarray) -> str:
 
 
 def steering(predictor: Predictor, photos: np.ndarray) -> str:
-    """How far a class hint and a style move the colors, and the hinted class's probability."""
+    """How much a class hint and a style change the colors, and the hinted class's probability."""
     plain = predictor.predict(list(photos))
     ab = _stacked(plain)
     rows: list[list[object]] = []

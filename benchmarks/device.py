@@ -1,10 +1,10 @@
-"""What an accelerator has to show, in one command: right numbers, their speed, and a training run.
+"""Checks an accelerator with one command: correctness, speed, and a training run.
 
     python -m benchmarks device --pack=packs/food256 --out=OUT --pretrain_steps=2000 --joint_steps=2000
 
-It needs neither TensorFlow nor a network. `OUT/device.json` holds, from the first finding on, the versions, the device,
-the largest deviations of the patch sum's forms and of the attention from float64 references on the host, the tables,
-and the evaluation of a run of the given length.
+It needs neither TensorFlow nor a network connection. `OUT/device.json` is written after every result: versions, device,
+the largest deviations of the patch sum and the attention from float64 references on the host, the tables, and the
+evaluation of a run of the given length.
 """
 
 import functools
@@ -24,11 +24,11 @@ from colorjax.ops import patch_sum as patch_sum_op
 from colorjax.ops.softmax_attention import dot_product_attention
 from colorjax.training.loop import train
 
-TITLE = "What was found on this device"
+TITLE = "Results on this device"
 
 
 def rows(settings: Settings) -> list[Row]:
-    """The names and values of all findings but the tables, which are printed as they come."""
+    """Names and values of all results but the tables, which are printed at once."""
     if not settings.out:
         raise ValueError("device writes what it finds as it goes: give it --out=DIR")
     out = Path(settings.out)
@@ -59,8 +59,8 @@ def rows(settings: Settings) -> list[Row]:
 
 
 def deviation_of_patch_sum() -> dict[str, float]:
-    """Largest relative deviation of the patch sum and both gradients from shifted sums in float64, of every form that
-    runs here."""
+    """Largest relative deviation of the patch sum and both gradients from shifted sums in float64, for every
+    implementation that runs here."""
     rng, k, size, channels, groups = np.random.default_rng(0), 7, 28, 64, 8
     values = rng.normal(size=(2, size, size, channels))
     weights = rng.normal(size=(2, size, size, k * k, groups))
@@ -108,7 +108,7 @@ def deviation_of_attention() -> dict[str, float]:
 
 
 def run(settings: Settings) -> dict[str, dict[str, float]]:
-    """The paper's two stages for the given number of steps, and the evaluation of what they made."""
+    """The paper's two stages for the given number of steps, and the evaluation of their result."""
     config = joint_config(batch=8, pack=settings.pack).unlock()
     config.pretrain.steps = settings.pretrain_steps
     config.joint.steps = settings.joint_steps

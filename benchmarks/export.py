@@ -1,9 +1,9 @@
-"""The colorizer as an exported program beside the model itself: the same answers, and how fast.
+"""Compares exported programs with the model itself: outputs and speed.
 
     python benchmarks/export.py --config=configs/paper.py --out=OUT --sizes=224,448 --batches=1,8
 
 It needs onnx and onnxruntime. `OUT/export.json` holds, for each size and batch, the median seconds of the model under
-jax.jit, of its StableHLO program, and of ONNX Runtime on the CPU, each with as many threads as it chooses, and the
+jax.jit, of its StableHLO program, and of ONNX Runtime on the CPU, each with its default number of threads, and the
 largest differences from the model in ab and in the class logits. The parameters are the initial ones unless --workdir
 names a run; the speed does not depend on them.
 """
@@ -33,12 +33,12 @@ from colorjax.export.stablehlo import LEAST_TEMPERATURE, to_stablehlo
 from colorjax.model.program import init_model
 from colorjax.run.trained import Trained, load_trained
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/paper.py", "The model, where --workdir is not given.")
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/paper.py", "The model, if --workdir is not given.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run, or an exported folder.")
-_OUT = flags.DEFINE_string("out", None, "Where export.json goes.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder for export.json.", required=True)
 _SIZES = flags.DEFINE_list("sizes", ["224"], "Heights and widths in pixels.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Batch sizes.")
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs, of which the median counts.")
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs, of which the median is reported.")
 
 Outputs = dict[str, Any]
 

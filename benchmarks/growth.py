@@ -1,4 +1,4 @@
-"""How the joint step grows with the batch, the image, and the devices and processes that share it."""
+"""How the joint step's time and memory grow with batch size, image size, devices and processes."""
 
 import json
 import os
@@ -21,7 +21,7 @@ DEVICES = (1, 2, 4)
 
 
 def rows(settings: Settings) -> list[Row]:
-    """One row a point of every curve, each measured in a process of its own.
+    """A row for each point of every curve, measured in its own process.
 
     On a CPU the model has a quarter of the width, and is measured at 64 pixels but for the curve of sizes; on an
     accelerator it is the paper's. Simulated devices, and the two processes, share one CPU: their curve should be flat.

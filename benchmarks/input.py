@@ -1,4 +1,4 @@
-"""The input pipeline alone, and what it adds to the step."""
+"""The speed of the input pipeline, and the time that it adds to the step."""
 
 import itertools
 import tempfile
@@ -21,11 +21,11 @@ from colorjax.run import sharding
 TITLE = "Input: photos a second without a step, and the step on photographs over the step on one repeated batch"
 
 _PHOTO_PIXELS = 512  # the longer side of Food-101's files
-_PHOTOS = 256  # files made of the sample, where no folder is given
+_PHOTOS = 256  # files made from the sample, if no folder is given
 
 
 def rows(settings: Settings) -> list[Row]:
-    """One row a source: tf.data over JPEG files, and a pack of the same photos.
+    """A row for each source: tf.data over JPEG files, and a pack of the same photos.
 
     Without --photos the files are crops of scikit-image's photographs, of Food-101's size and quality. On a CPU the
     step is that of a small model, whose input is the more likely to be late.
@@ -42,7 +42,13 @@ def rows(settings: Settings) -> list[Row]:
         packed = own.data.copy_and_resolve_references()
         with packed.unlocked():
             packed.source, packed.dir = "packed", str(Path(directory) / "pack")
-        write_pack(data.open_source(own.data), packed.dir, splits=["train"], resolution=own.data.resolution)
+        write_pack(
+            data.open_source(own.data),
+            packed.dir,
+            splits=["train"],
+            resolution=own.data.resolution,
+            train_fraction=own.data.train_fraction,
+        )
         sources["pack"] = packed
 
         feeds = {"repeated": step.one_batch()} | {
@@ -91,7 +97,7 @@ def _write_photos(root: Path, *, count: int) -> str:
         split = "test" if number % 8 == 0 else "train"
         file = root / split / str(label) / f"{number}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Enlarged crops are smoother than photos, and would be decoded faster.
+        # Noise, since enlarged crops are smoother than photos and would decode faster.
         rough = np.clip(image + noise.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
         Image.fromarray(rough).save(file, quality=90)
     return str(root)

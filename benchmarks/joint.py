@@ -18,7 +18,7 @@ from configs import food64, paper
 
 
 def config(*, batch: int, pack: str = "", size: int = 224, width: float = 1.0) -> Any:
-    """The paper's configuration on a pack of 256-pixel photos, or on the offline sample, which is as much work."""
+    """The paper's configuration on a pack of 256-pixel photos, or on the offline sample."""
     c = paper.get_config().unlock()
     c.joint.batch_size = batch
     c.data.image_size = size
@@ -29,7 +29,7 @@ def config(*, batch: int, pack: str = "", size: int = 224, width: float = 1.0) -
 
 
 def small_config(*, batch: int, size: int = 64) -> Any:
-    """A model whose step takes a CPU a part of a second: a quarter of the width."""
+    """A quarter of the width, whose step takes a CPU less than a second."""
     c = food64.get_config().unlock()
     c.joint.batch_size = batch
     c.data.image_size = size
@@ -92,12 +92,12 @@ class JointStep:
         return (sharding.to_devices(batch, mesh) for batch in batches)
 
     def one_batch(self) -> Iterator[Any]:
-        """The first training batch, for ever."""
+        """The first training batch, repeated."""
         return itertools.repeat(next(self.batches(self.config, self.mesh)))
 
     def running(self, batches: Iterator[Any], *, steps: int = 1) -> Callable[[], Any]:
-        """A function that trains so many steps, each dispatched before the one before it is waited for, as
-        colorjax.training does."""
+        """A function that trains a number of steps, each dispatched before the previous one is done, as in
+        colorjax.training."""
 
         def run() -> Any:
             unread = measured = None

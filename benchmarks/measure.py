@@ -1,4 +1,4 @@
-"""How everything here is measured: peers in turns, medians, memory, the device's own limits, Markdown."""
+"""Measuring: alternating runs, medians, memory, the device's limits, and Markdown."""
 
 # The peers' packages need not be installed.
 # pyright: reportMissingImports=false
@@ -24,11 +24,11 @@ Row = dict[str, Any]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _WARM_UPS = 2
-_PAUSE = 0.02  # seconds in which the threads that the last one left spinning come to rest
+_PAUSE = 0.02  # seconds until the previous run's threads stop spinning
 
 
 class Settings(NamedTuple):
-    """What the command line asks for.
+    """The command line's settings.
 
     Attributes:
         repeats: timed runs of each form, of which the median counts.
@@ -49,7 +49,7 @@ class Settings(NamedTuple):
 
 
 def race(forms: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, float]:
-    """Median seconds of each form, run in turns A B A B …, so that whatever else the machine does falls on all.
+    """Median seconds of each form. They run in turns, A B A B …, so that other load affects all of them.
 
     Args:
         forms: name -> a function of no argument, which returns JAX arrays, or nothing once it has finished.
@@ -69,7 +69,7 @@ def race(forms: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, f
 
 
 def matmul_rate(*, repeats: int, quick: bool = False) -> float:
-    """FLOP/s of a large matrix product in the dtype that the networks use: what shares of the peak are shares of."""
+    """FLOP/s of a large matrix product in the networks' dtype, the reference for shares of the peak."""
     import jax
     import jax.numpy as jnp
 
@@ -82,7 +82,7 @@ def matmul_rate(*, repeats: int, quick: bool = False) -> float:
 
 
 def copy_rate(*, repeats: int, quick: bool = False) -> float:
-    """Bytes a second, read plus written, of one pass over an array that no cache holds: the floor of memory traffic."""
+    """Bytes a second, read plus written, of one pass over an array larger than the caches."""
     import jax
     import jax.numpy as jnp
 
@@ -93,7 +93,7 @@ def copy_rate(*, repeats: int, quick: bool = False) -> float:
 
 
 def torch_or_none() -> Any:
-    """PyTorch, if it is installed."""
+    """PyTorch; None if it is not installed."""
     try:
         import torch
     except ImportError:
@@ -102,7 +102,7 @@ def torch_or_none() -> Any:
 
 
 def torch_device() -> str:
-    """Where the peers run: where JAX does.
+    """The device for PyTorch: the same as JAX's.
 
     Raises:
         RuntimeError: if JAX has a GPU and PyTorch sees none, since a comparison would mean nothing.
@@ -121,7 +121,7 @@ def torch_device() -> str:
 
 
 def torch_wait() -> None:
-    """Returns when PyTorch's device has done what it was given."""
+    """Waits for PyTorch's device."""
     import torch
 
     if torch.cuda.is_available():
@@ -135,7 +135,7 @@ def compiled_memory(compiled: Any) -> int:
 
 
 def resident_peaks(make: Callable[..., dict[str, Callable[[], Any]]], *arguments: Any) -> dict[str, int]:
-    """Bytes by which each form's second run raises the resident memory of a process of its own, outputs included.
+    """Bytes that each form's second run adds to the resident memory of its own process, outputs included.
 
     The kernel's high-water mark is reset before the run (Linux), and the allocator gives every freed block of more than
     64 KiB back at once, so that what an earlier run left does not hide what this one takes. It is the same instrument
@@ -177,7 +177,7 @@ def _status(field: str) -> int:
 
 
 def run_alone(*command: str, **environment: str) -> str:
-    """What a Python process of its own prints to standard output.
+    """The standard output of a separate Python process.
 
     Raises:
         RuntimeError: with what it printed to standard error, if it fails.
@@ -196,12 +196,12 @@ def run_alone(*command: str, **environment: str) -> str:
 
 
 def last_json(text: str) -> Any:
-    """The JSON value on the last line of what a process printed."""
+    """The JSON value on the last line of a process's output."""
     return json.loads(text.strip().splitlines()[-1])
 
 
 def environment() -> dict[str, Any]:
-    """What a number depends on besides the code."""
+    """Versions, device and load, on which the numbers depend."""
     import jax
 
     commit = subprocess.run(
@@ -235,7 +235,7 @@ def _processor() -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table; the columns are those of all rows, in the order in which they come up."""
+    """Rows as a Markdown table with the columns of all rows, in order of first appearance."""
     from colorjax.evaluation.tables import markdown_table
 
     columns = list(dict.fromkeys(name for row in rows for name in row))

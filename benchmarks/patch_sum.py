@@ -26,8 +26,8 @@ PASSES = ("forward", "forward+backward")
 
 
 def rows(settings: Settings) -> list[Row]:
-    """One row a shape and pass: the time of every form, its ratio to ours, its memory, and the time of one pass over
-    the bytes."""
+    """A row for each shape and pass: the time of every form, its ratio to ours, its memory, and the time of one pass
+    over the bytes."""
     shapes, batches = (((16, 64, 3),), (2,)) if settings.quick else (SHAPES, BATCHES)
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     cases = [(batch, *shape, dtype) for shape in shapes for batch in batches]
@@ -52,7 +52,7 @@ def rows(settings: Settings) -> list[Row]:
                     row[f"{name} / ours"] = seconds[name] / seconds["ours"]
             inputs = input_bytes(*case, backward=backward)
             for name, of_cases in peaks.items():
-                # The process was measured with the inputs in it.
+                # The measured process holds the inputs too.
                 row[f"{name} memory"] = (inputs + of_cases[_label(case, backward)]) / (
                     inputs + output_bytes(*case, backward=backward)
                 )
@@ -79,7 +79,7 @@ def output_bytes(batch: int, side: int, channels: int, kernel_size: int, dtype: 
 
 
 def moved_bytes(batch: int, side: int, channels: int, kernel_size: int, dtype: str, *, backward: bool) -> int:
-    """What has to pass through memory once: forward reads values and weights and writes the sum; backward reads
+    """The least memory traffic: forward reads values and weights and writes the sum; backward reads
     values, weights and cotangent and writes both gradients."""
     weights = kernel_size**2 * channels // SHARE
     numbers = 2 * channels + weights + backward * (3 * channels + 2 * weights)
@@ -106,7 +106,7 @@ def _all_cases(name: str, cases: list[tuple]) -> dict[str, Callable[[], Any]]:
 
 
 def _late(name: str, case: tuple, backward: bool) -> Callable[[], Any]:
-    # Made at the first run, so that no case's arrays lie in memory while another is measured before it.
+    # Created at the first run, so that only one case's arrays are in memory.
     make = functools.cache(lambda: _form(name, case, backward))
     return lambda: make()()
 
@@ -173,7 +173,7 @@ def _torch_form(case: tuple, backward: bool) -> Callable[[], Any]:
             result = torch_patch_sum(values, weights, kernel_size=kernel_size)
             result.backward(cotangent)
         measure.torch_wait()
-        # Held by the caller until the next run, as JAX's results are; None to jax.block_until_ready.
+        # The caller holds it until the next run, like JAX's results; jax.block_until_ready ignores it.
         kept[:] = [result.detach()]
 
     kept: list[Any] = []

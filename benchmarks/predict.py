@@ -1,10 +1,10 @@
-"""The command line against the plain Python loop that it replaces: time and memory, over one folder of photos.
+"""Compares `colorjax predict` with a plain Python loop: time and memory, for a folder of photos.
 
     python benchmarks/predict.py --checkpoint=runs/paper --out=OUT
 
-The photos are scikit-image's, enlarged to 0.3 to 12 megapixels, and one of --megapixels. Each way runs in processes of
-its own, twice, so that the second start finds its programs compiled. The loop colors one photo after another, each as
-a whole: it reads it with Pillow, runs the network on it alone, scales the colors up bilinearly and writes it with
+The photos are scikit-image's, enlarged to 0.3 to 12 megapixels, and one of --megapixels. Each program runs in processes
+of its own, twice, so that the second start finds its programs compiled. The loop colors one whole photo after another:
+it reads it with Pillow, runs the network on it alone, scales the colors up bilinearly and writes it with
 Pillow. `OUT/predict.json` holds the seconds, the processor's seconds and the peak memory.
 """
 
@@ -23,10 +23,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The --workdir of train.py.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Where the photos, the results and predict.json go.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder for the photos, the results and predict.json.", required=True)
 _PHOTOS = flags.DEFINE_integer("photos", 48, "Photos in the folder.")
-_MEGAPIXELS = flags.DEFINE_integer("megapixels", 100, "Of the scan that is measured by itself.")
-_LOOP = flags.DEFINE_list("loop", [], "Folder in, folder out: runs the plain loop, and nothing else.")
+_MEGAPIXELS = flags.DEFINE_integer("megapixels", 100, "Size of the large photo, which is measured separately.")
+_LOOP = flags.DEFINE_list("loop", [], "Input and output folder: only run the plain loop.")
 
 _NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "retina.jpg")
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
 
 
 def write_photos(folder: Path) -> None:
-    """The folder of photos, JPEG and PNG in turn, of sizes spread evenly on a logarithmic scale."""
+    """The folder of photos: JPEG and PNG in turn, with sizes evenly spaced on a logarithmic scale."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).permutation(np.geomspace(0.3e6, 12e6, _PHOTOS.value))
     for i, wanted in enumerate(pixels):
@@ -64,13 +64,13 @@ def write_photos(folder: Path) -> None:
 
 
 def measured(way: str, source: Path, target: Path) -> dict[str, float]:
-    """Runs one way in a process of its own; its seconds, processor seconds and peak memory in GB (10^9 bytes)."""
+    """Runs one program in its own process; returns seconds, processor seconds and peak memory in GB (10^9 bytes)."""
     if way == "command line":
         command = ["-m", "colorjax", "predict", str(source), "--out", str(target), "--overwrite"]
     else:
         command = [__file__, f"--loop={source},{target}", f"--out={_OUT.value}"]
     root = Path(__file__).parent.parent
-    # The loop's programs are kept as well, in the same folder as the command's.
+    # The loop's compiled programs are cached too, in the same folder.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(Path(_OUT.value, f"programs of the {way}").absolute())}
     environment = os.environ | cache | {"PYTHONPATH": str(root)}
     started = time.perf_counter()
@@ -87,7 +87,7 @@ def measured(way: str, source: Path, target: Path) -> dict[str, float]:
 
 
 def plain_loop(source: Path, target: Path) -> None:
-    """What one writes first: a photo after another, each as a whole."""
+    """The plain loop: one whole photo after another."""
     import jax.numpy as jnp
 
     from colorjax import color

@@ -19,7 +19,7 @@ SHAPES = ((112, 128, 3), (56, 256, 7), (28, 512, 7))
 
 
 def rows(settings: Settings) -> list[Row]:
-    """One row a map and pass."""
+    """A row for each map and pass."""
     shapes, batch = (((16, 128, 3),), 2) if settings.quick else (SHAPES, 8)
     found = []
     for side, channels, kernel_size in shapes:

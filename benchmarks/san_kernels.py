@@ -1,5 +1,5 @@
-"""CUDA kernels for the patch sum in the manner of SAN's (hszhao/SAN lib/sa/functions): one thread a number of the
-result, channels first, float32, compiled at run time by CuPy. A peer on GPUs, and nothing else.
+"""CUDA kernels for the patch sum like SAN's (hszhao/SAN lib/sa/functions): one thread for each number of the
+result, channels first, float32, compiled at run time by CuPy. They serve only as a comparison on GPUs.
 """
 
 # The peers' packages need not be installed.
@@ -99,7 +99,7 @@ def available() -> bool:
 def form(
     values: np.ndarray, weights: np.ndarray, cotangent: np.ndarray | None = None, *, kernel_size: int
 ) -> Callable[[], None]:
-    """A run of the forward kernel, or with a cotangent of all, which returns when the GPU has finished.
+    """A function that runs the forward kernel, or with a cotangent all kernels, and waits for the GPU.
 
     Args:
         values: float32 [B, H, W, C].
@@ -118,7 +118,7 @@ def form(
 def results(
     values: np.ndarray, weights: np.ndarray, cotangent: np.ndarray, *, kernel_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The sum and both gradients, in colorjax's layout, for comparison; arguments as `form`."""
+    """The sum and both gradients, in colorjax's layout, for comparison; for the arguments see `form`."""
     out, d_values, d_weights = _launcher(values, weights, cotangent, kernel_size=kernel_size)()
     return (
         out.get().transpose(0, 2, 3, 1),

@@ -22,13 +22,13 @@ IMPORTS = {
 
 
 def rows(settings: Settings) -> list[Row]:
-    """One row an import, in turns; then one a first result, cold and from the cache."""
+    """A row for each import, in turns; then one for each first result, without and with the cache."""
     repeats = 1 if settings.quick else max(3, settings.repeats // 2)
     times: dict[str, list[float]] = {name: [] for name in IMPORTS}
     for turn in range(repeats + 1):
         for name, statement in IMPORTS.items():
             seconds = _seconds("-c", statement)
-            if turn:  # the first reads the disk
+            if turn:  # the first one reads the disk
                 times[name].append(seconds)
     medians = {name: statistics.median(of) for name, of in times.items()}
     found: list[Row] = [
@@ -63,7 +63,7 @@ def _seconds(*command: str, **environment: str) -> float:
 
 
 def _first(what: str, folder: str) -> None:
-    """Returns at the first result of the given kind. What it imports is timed with it."""
+    """Returns after the first result of this kind. Its imports are timed too."""
     if what == "step":
         import jax
 
@@ -82,5 +82,5 @@ def _first(what: str, folder: str) -> None:
 
 if __name__ == "__main__":
     _first(*sys.argv[1:])
-    # Without the teardown of what a process has loaded: the result is there.
+    # Skips the teardown, since the result is complete.
     os._exit(0)

@@ -33,10 +33,10 @@ _TORCH_FORMS = {
 
 
 def rows(settings: Settings) -> list[Row]:
-    """One row a batch size and program."""
+    """A row for each batch size and program."""
     accelerator = jax.default_backend() != "cpu"
     size, width = (32, 0.25) if settings.quick else (224, 1.0)
-    # A batch of 128 does not fit the memory of the machines that CPUs are measured on.
+    # A batch of 128 does not fit the memory of the measured CPU machines.
     batches = (2,) if settings.quick else (8, 32, 128) if accelerator else (8, 32)
     peak = measure.matmul_rate(repeats=settings.repeats, quick=settings.quick)
     found = []
@@ -67,7 +67,7 @@ def rows(settings: Settings) -> list[Row]:
                     "s a step": of,
                     "images/s": batch / of,
                     "ours is faster by": of / seconds["ours"],
-                    # The same count for all, so that the shares compare what the hardware is used for.
+                    # The same count for all programs, so that the shares compare.
                     "share of matmul rate": ours["flops"] / of / peak,
                 }
             )
@@ -77,7 +77,7 @@ def rows(settings: Settings) -> list[Row]:
 
 
 class _Runner:
-    """A program in a process of its own, warmed up.
+    """A program in its own process, warmed up.
 
     Attributes:
         said: what it said of itself, or {"error": why it does not run}.
@@ -119,7 +119,7 @@ class _Runner:
 
 
 def _serve(wanted: dict[str, Any]) -> None:
-    """Warms the program up, then runs a step for every line that comes in."""
+    """Warms the program up, then runs a step for each line of standard input."""
     name, batch, size, width = (wanted[key] for key in ("program", "batch", "size", "width"))
     said = {}
     try:
@@ -131,7 +131,7 @@ def _serve(wanted: dict[str, Any]) -> None:
             run = _torch_step(batch, size, width, **_TORCH_FORMS[name])
         for _ in range(2):
             jax.block_until_ready(run())
-    except Exception as error:  # What a compiler does not take is a finding, and not the end of the table.
+    except Exception as error:  # A program that does not compile is a result too.
         said = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:80]}"}
     print(json.dumps(said), flush=True)
     for _ in sys.stdin:
@@ -141,8 +141,8 @@ def _serve(wanted: dict[str, Any]) -> None:
 
 
 def _torch_step(batch: int, size: int, width: float, *, channels_last: bool, compile: bool) -> Callable[[], None]:
-    """PyTorch's step. It is given L, the soft targets and the weights ready-made, which our step makes of the photos
-    every time: what the comparison leaves out is to its advantage."""
+    """PyTorch's step. It gets L, the soft targets and the weights ready-made, while our step computes them from the
+    photos each time: what the comparison omits favors PyTorch."""
     import torch
 
     from benchmarks import torch_model

@@ -1,4 +1,4 @@
-"""The paper's model in PyTorch, as the peer of a joint step: the same six networks, parameters and loss.
+"""The paper's model in PyTorch, to compare joint steps: the same six networks, parameters and loss.
 
 Only what configs/paper.py chooses is here: strided down-sampling, BatchNorm, γ normalized before the patch is gathered,
 attention over all output pixels, 313 bins. The modules have the names of colorjax.networks', so that `load` carries
@@ -21,7 +21,7 @@ from colorjax.model.networks import scaled
 
 
 def patch_sum(values: Tensor, weights: Tensor, *, kernel_size: int) -> Tensor:
-    """colorjax.aggregation.patch_sum as PyTorch has it: over `F.unfold`ed patches, channels first.
+    """The patch sum in PyTorch, over `F.unfold`ed patches, channels first (see colorjax.ops.patch_sum).
 
     Args:
         values: [B, C, H, W].
@@ -67,7 +67,7 @@ class PatchwiseSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         phi, psi = F.relu(self.phi_norm(self.phi(x))), F.relu(self.psi_norm(self.psi(x)))
         k, reach = self.kernel_size, self.kernel_size // 2
-        # As in colorjax without unfolding: the peer is given the better form.
+        # Without unfolding, as in colorjax: PyTorch gets the better form.
         kernel = self.gamma_in.weight[:, self.relation :, 0, 0].view(-1, k, k, self.relation).permute(0, 3, 1, 2)
         near = F.conv2d(phi, self.gamma_in.weight[:, : self.relation])
         hidden = near + F.conv2d(F.pad(psi, (reach,) * 4, mode="reflect"), kernel)
@@ -115,7 +115,7 @@ class GlobalFeatures(nn.Module):
         self.dense3, self.norm3 = nn.Linear(c512, c256, bias=False), nn.BatchNorm1d(c256)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # Flattened with the channels last, as colorjax has them.
+        # Flattened with the channels last, as in colorjax.
         x = _chain(self.convs, x).permute(0, 2, 3, 1).flatten(1)
         x = F.relu(self.norm1(self.dense1(x)))
         x = F.relu(self.norm2(self.dense2(x)))
@@ -145,7 +145,7 @@ class Fusion(nn.Module):
 
 
 class SpectralLinear(nn.Module):
-    """A 1×1 map over its largest singular value, from one power iteration a call."""
+    """A 1×1 map divided by its largest singular value, from one power iteration each call."""
 
     u: Tensor
 
@@ -175,7 +175,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2)[:, None]
         q, k, v = self.query(tokens), self.key(tokens), self.value(tokens)
-        # PyTorch's flash kernels want equal head sizes: zeros in q and k change nothing where the scale is given.
+        # PyTorch's flash kernels need equal head sizes. With an explicit scale, zero-padding q and k is exact.
         pad = (0, v.shape[-1] - q.shape[-1])
         attended = F.scaled_dot_product_attention(F.pad(q, pad), F.pad(k, pad), v, scale=1.0)
         return x + self.gate * self.output(attended)[:, 0].transpose(1, 2).reshape(x.shape)
@@ -209,7 +209,7 @@ class Classification(nn.Module):
 
 
 class Colorizer(nn.Module):
-    """All six networks, as colorjax.models.Colorizer under configs/paper.py."""
+    """All six networks, like colorjax.model.colorizer.Colorizer under configs/paper.py."""
 
     def __init__(self, *, classes: int, image_size: int, width: float = 1.0, patch_kernels: Sequence[int] = (3, 7, 7)):
         super().__init__()
@@ -245,7 +245,7 @@ def loss(class_logits: Tensor, color_logits: Tensor, labels: Tensor, targets: Te
 
 @torch.no_grad()
 def load(model: nn.Module, params: Any, stats: Any) -> None:
-    """Copies colorjax's parameters and statistics, nested dicts by the same names, into the model.
+    """Copies colorjax's parameters and statistics, nested dicts with the same names, into the model.
 
     Raises:
         ValueError: if a name is missing on either side.
@@ -271,7 +271,7 @@ def load(model: nn.Module, params: Any, stats: Any) -> None:
         target = there[name]
         if not name.endswith(".kernel") and value.ndim > 1:
             value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-        # Channels-last's 1×1 maps are matrices.
+        # A 1×1 convolution in channels-last layout is a matrix.
         target.copy_(torch.tensor(value).reshape(target.shape))
 
 
