@@ -224,7 +224,7 @@ _DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda file: np.savez(file.with_name("model.npz"), step=1),
         r"holds model\.safetensors and model\.npz, each a whole model: delete",
     ),
-    "a bit flipped": (lambda file: _flip_bit(file, -1000), r"params\..* differs from its checksum"),
+    "a bit flipped": (lambda file: _flip_bit(file, -1000), r"(params|stats)\..* differs from its checksum"),
     "a bit of the header flipped": (lambda file: _flip_bit(file, 100), r"model\.safetensors is "),
     "a value that is not finite": (
         _rewritten(lambda tensors: tensors.update({_KERNEL: tensors[_KERNEL] * np.inf})),

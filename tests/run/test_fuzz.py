@@ -1,0 +1,140 @@
+"""Whatever a file of a run, an export, a prior or a pack holds: only the documented errors, in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from colorjax import color, data
+from colorjax.data import packed
+from colorjax.data.batches import Share
+from colorjax.data.prior import Prior
+from colorjax.run import portable, workdir
+from colorjax.run.portable import INDEX, NPZ, SAFETENSORS
+from configs import quickstart
+
+_TREE = {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3, np.float32)}}
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def _write_tensors(folder: Path, *, format: str, size: int = 1000) -> None:
+    portable.write_tensors(folder, _TREE, {}, 7, format=format, dtype="float32", max_shard_size=size)
+
+
+def _write_pack(folder: Path) -> None:
+    source = data.open_source(_pack_config(folder, source="sample"))
+    packed.write_pack(source, folder / "pack", splits=("test",), resolution=4, train_fraction=0.8)
+    for path in (folder / "pack").iterdir():
+        path.rename(folder / path.name)
+
+
+def _pack_config(folder: Path, *, source: str = "packed") -> Any:
+    config = quickstart.get_config().data.unlock()
+    config.source, config.dir, config.resolution = source, str(folder), 4
+    return config
+
+
+def _read_pack(folder: Path) -> None:
+    source = data.open_source(_pack_config(folder))
+    for split in source.info.sizes:
+        for batch in source.evaluate(split, Share(8)):
+            assert batch["label"].max() < len(source.info.class_names)
+
+
+_READERS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object]]] = {
+    # What is damaged: its file, how the folder is written and read.
+    "safetensors": (SAFETENSORS, lambda folder: _write_tensors(folder, format="safetensors"), portable.read_tensors),
+    "a shard": (
+        "model-00001-of-00003.safetensors",
+        lambda folder: _write_tensors(folder, format="safetensors", size=1),
+        portable.read_tensors,
+    ),
+    "index": (INDEX, lambda folder: _write_tensors(folder, format="safetensors", size=1), portable.read_tensors),
+    "npz": (NPZ, lambda folder: _write_tensors(folder, format="npz"), portable.read_tensors),
+    "config": (
+        "config.json",
+        lambda folder: workdir.save_config(quickstart.get_config(), folder),
+        workdir.load_config,
+    ),
+    "classes": (
+        "classes.json",
+        lambda folder: workdir.save_class_names(folder, ("pear", "plum")),
+        workdir.load_class_names,
+    ),
+    "prior": (
+        "prior.npz",
+        lambda folder: Prior(np.full(color.NUM_BINS, 1 / color.NUM_BINS), np.zeros(2), photos=3, source="three").save(
+            folder / "prior.npz"
+        ),
+        lambda folder: Prior.load(folder / "prior.npz"),
+    ),
+    **{
+        f"pack's {name}": (name, _write_pack, _read_pack)
+        for name in ("meta.json", "test.images.npy", "test.labels.npy", "test.crc32.npy")
+    },
+}
+
+
+def _damaged(content: bytes) -> st.SearchStrategy[bytes]:
+    """Anything at all, any JSON, or the content with some bytes changed, dropped or put in."""
+
+    def change(places: list[tuple[int, int, int]]) -> bytes:
+        changed = bytearray(content)
+        for place, value, kind in places:
+            place %= max(len(changed), 1)
+            changed[place : place + (kind != 1)] = bytes([value] * (kind != 2))
+        return bytes(changed)
+
+    place = st.integers(0, min(len(content), 400) - 1) | st.integers(0, len(content) - 1)
+    return st.one_of(
+        st.binary(max_size=300),
+        _JSON.map(lambda value: json.dumps(value).encode()),
+        st.integers(0, len(content)).map(lambda end: content[:end]),
+        st.lists(st.tuples(place, st.integers(0, 255), st.integers(0, 2)), min_size=1, max_size=6).map(change),
+        st.integers(1, 200_000).map(lambda depth: b"[" * depth),
+    )
+
+
+def _refusal(read: Callable[[Path], object], folder: Path) -> str | None:
+    try:
+        read(folder)
+    except (ValueError, FileNotFoundError) as error:
+        if type(error) not in (ValueError, FileNotFoundError):
+            raise  # a library's own
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("examples", [60, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("reader", _READERS)
+def test_damaged_files_are_refused_in_one_line_or_read(reader: str, examples: int, tmp_path: Path) -> None:
+    name, write, read = _READERS[reader]
+    write(tmp_path)
+    read(tmp_path)
+    file = tmp_path / name
+    good = file.read_bytes()
+
+    @hypothesis.settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(_damaged(good))
+    def check(content: bytes) -> None:
+        file.write_bytes(content)
+        if message := _refusal(read, tmp_path):
+            assert message.isprintable(), message
+            assert len(message.replace(str(tmp_path), "")) <= 300, message
+
+    check()
