@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colorjax import atomic
 from colorjax.run.config import Config, pretraining_reads, validate
 from colorjax.run.trees import flatten
 from colorjax.run.workdir import (
@@ -22,6 +23,7 @@ from colorjax.run.workdir import (
     evaluation_dir,
     latest_step,
     load_config,
+    stage_dir,
 )
 from colorjax.study import rows as ablation_rows
 
@@ -225,12 +227,10 @@ def copy_training(run: Run) -> bool:
         return False
     bind_config(run.config, run.workdir)
     shutil.copyfile(classes_file(source.workdir), classes_file(run.workdir))
-    # All of it or nothing, even if this process is killed.
-    unfinished = run.workdir / "joint.tmp"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(source.workdir / "joint", unfinished)
-    shutil.rmtree(run.workdir / "joint", ignore_errors=True)
-    unfinished.rename(run.workdir / "joint")
+    copy = stage_dir(run.workdir, "joint")
+    shutil.rmtree(copy, ignore_errors=True)
+    with atomic.new_folder(copy) as partial:
+        shutil.copytree(stage_dir(source.workdir, "joint"), partial, dirs_exist_ok=True)
     return True
 
 

@@ -167,7 +167,7 @@ def _train_stage(
         mesh.devices.flat[0].device_kind,
     )
     progress = Progress(
-        metrics_file(workdir, stage).parent,
+        metrics_file(workdir, stage),
         start=start,
         steps=settings.steps,
         batch_size=settings.batch_size,

@@ -26,19 +26,20 @@ class Progress:
     stands twice. A terminal shows a progress bar, a log file a line for each record.
     """
 
-    def __init__(self, directory: Path, *, start: int, steps: int, batch_size: int, summed: bool):
+    def __init__(self, path: Path, *, start: int, steps: int, batch_size: int, summed: bool):
         """Opens the records.
 
         Args:
-            directory: of the stage, created if missing; its name is shown.
+            path: of the metrics; its folder, created if missing, is the stage's, whose name is shown.
             start: the step resumed from, 0 at first.
             steps: the stage's number of steps.
             batch_size: photos a step, over all devices.
             summed: whether the color term of `loss` is a sum over pixels.
         """
+        directory = path.parent
         self._stage, self._steps, self._batch_size, self._summed = directory.name, steps, batch_size, summed
         self._last_step, self._last_time = start, time.perf_counter()
-        self._jsonl = directory / "metrics.jsonl"
+        self._jsonl = path
         self._writer = None
         if jax.process_index() == 0:
             # Here, as it imports PyTorch for two seconds where that is installed.

@@ -26,7 +26,7 @@ class _Terminal(io.StringIO):
 
 
 def _joint(directory: Path, *, start: int = 0, summed: bool = True) -> Progress:
-    return Progress(directory / "joint", start=start, steps=20, batch_size=8, summed=summed)
+    return Progress(directory / "joint" / "metrics.jsonl", start=start, steps=20, batch_size=8, summed=summed)
 
 
 def test_a_terminal_shows_a_bar(
