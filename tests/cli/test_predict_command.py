@@ -173,6 +173,7 @@ def test_wrong_arguments_are_one_line_and_status_2(
     assert sorted(tmp_path.iterdir()) == [file, no_photo]
 
 
+@pytest.mark.slow
 def test_one_photo_through_a_pipe_and_the_command_s_memory(untrained: Path, tmp_path: Path) -> None:
     """In a process of its own: a small photo through the pipe, then a large one within 20 bytes a pixel more.
 

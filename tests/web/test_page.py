@@ -1,6 +1,7 @@
 """The page, asked over HTTP by a visitor who means harm, and used in a real browser."""
 
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -32,6 +33,8 @@ pytest.importorskip("gradio", reason="the page needs Gradio: pip install gradio"
 httpx = pytest.importorskip("httpx", reason="comes with Gradio")
 
 CHROMIUM = Path("/usr/bin/chromium")
+# Gradio and Pandas warn of each other, and Gradio leaves event loops and sockets open.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @dataclass
@@ -71,6 +74,7 @@ def served(predictor: Predictor) -> Iterator[Served]:
     predictor.predict = predict
     with server.serving(predictor, port=free_port(), max_megabytes=1, max_megapixels=1) as url:
         yield Served(url, predictor, asked, at_once)
+    gc.collect()  # what Gradio left open is reported here, and not in the tests of other files
 
 
 def free_port() -> int:
@@ -248,6 +252,7 @@ def test_what_is_no_photo_is_said_so_and_the_page_goes_on(
     assert visitor.color(visitor.upload("cat.png", encoded(cat))).pair
 
 
+@pytest.mark.slow
 def test_of_fifty_mixed_files_each_is_colored_and_downloaded_or_refused(visitor: Visitor, tmp_path: Path) -> None:
     mixed = mixed_photos.write_all(tmp_path, huge=(300, 400))
     for file in mixed:
@@ -510,6 +515,7 @@ def test_without_gradio_it_is_said_what_to_install(predictor: Predictor, monkeyp
         pass
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_it_is_told_to_end(untrained: Path, tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "colorjax", "demo", f"--port={port}"]
