@@ -21,7 +21,6 @@ from colorjax.training import losses
 from colorjax.training.augment import augment
 from colorjax.training.optimizer import moving_average
 
-
 # Folded into the seed's key; the initialization folds in 0, 1, 2, … there.
 _AUGMENTATION = 2**32 - 1
 

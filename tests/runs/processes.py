@@ -198,7 +198,9 @@ def assert_close_run(workdir: Path, expected: Path) -> None:
         for a, b in zip(mine, theirs, strict=True):
             for name in ("loss", "class_loss", "color_loss", "color_ce", "prior_color_ce"):
                 if name in b:
-                    assert abs(a[name] - b[name]) <= 1e-5 * abs(b[name]), (stage, name, b["step"], b["split"])
+                    # The first step sees the same photos and weights; later ones the rounding of those before.
+                    limit = 1e-6 if (stage, b["step"]) == ("pretrain", 1) else 1e-5
+                    assert abs(a[name] - b[name]) <= limit * abs(b[name]), (stage, name, b["step"], b["split"])
             if "gradient_norm" in b:
                 # BatchNorm over eight photos makes the gradient a thousand times as sensitive as the loss.
                 assert abs(a["gradient_norm"] - b["gradient_norm"]) <= 1e-2 * b["gradient_norm"]

@@ -58,8 +58,14 @@ IN_TIME = 10
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample as a pack, which is read without TensorFlow."""
     directory = tmp_path_factory.mktemp("packs") / "pack"
-    source = data.open_source(small_config().data)
-    write_pack(source, str(directory), splits=("train", "validation", "test"), resolution=RESOLUTION)
+    config = small_config().data
+    write_pack(
+        data.open_source(config),
+        str(directory),
+        splits=("train", "validation", "test"),
+        resolution=RESOLUTION,
+        train_fraction=config.train_fraction,
+    )
     return directory
 
 
@@ -366,31 +372,25 @@ def test_stages_one_by_one_with_more_steps_later_are_both_at_once(
     assert_same_run(tmp_path / "run", undisturbed[0], ("joint",))
 
 
-def _two_processes(launcher: Launcher, workdir: Path) -> list[Run]:
+@pytest.mark.slow
+def test_two_processes_and_then_four_devices_compute_what_one_computes(
+    launcher: Launcher, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = ("--distributed", f"--coordinator=127.0.0.1:{port}", "--processes=2")
-    return [launcher.train(workdir, *flags, f"--process={process}") for process in range(2)]
-
-
-@pytest.mark.slow
-def test_two_processes_compute_what_one_computes_and_resume(
-    launcher: Launcher, undisturbed: tuple[Path, str], tmp_path: Path
-) -> None:
-    first, second = _two_processes(launcher, tmp_path)
+    first, second = (launcher.train(tmp_path, *flags, f"--process={process}") for process in range(2))
     first.wait_for(lambda: trained_steps(tmp_path, "joint") > 2)
     # Any host may be told; all stop at one step.
     second.process.terminate()
-    first.end(128 + signal.SIGTERM)
+    assert "on 2 × cpu" in first.end(128 + signal.SIGTERM)
     second.end(128 + signal.SIGTERM)
     step = saved_steps(tmp_path, "joint")[-1]
     assert 2 < step < STEPS["joint"]
     assert trained_steps(tmp_path, "joint") == step
 
-    first, second = _two_processes(launcher, tmp_path)
-    assert "on 2 × cpu" in first.end()
-    second.end()
+    launcher.train(tmp_path, environment={"XLA_FLAGS": FOUR_DEVICES}).end()
     assert saved_steps(tmp_path, "joint")[-1] == STEPS["joint"]
     assert_close_run(tmp_path, undisturbed[0])
 

@@ -97,6 +97,34 @@ def test_an_average_follows_the_weights_and_changes_no_training() -> None:
     )
 
 
+@pytest.mark.slow
+def test_accumulation_changes_nothing_where_photos_are_normalized_alone() -> None:
+    config = _config("group_norm").unlock()
+    # Spectral normalization takes a step of its own with each microbatch.
+    config.model.update(patch_attention=False, output_attention="none")
+    # Adadelta, since Adam divides a gradient that is all rounding by its own size.
+    config.joint.update(batch_size=8, optimizer="adadelta", learning_rate=0.01)
+    runs = []
+    for accumulate in (1, 4):
+        config.joint.accumulate = accumulate
+        step, state, _, mesh = _setup(config)
+        means = []
+        batches = data.train_batches(config.data, batch_size=8, seed=0)
+        for _ in range(3):
+            state, measured = step(state, sharding.to_devices(next(batches), mesh))
+            means.append({name: float(total / count) for name, (total, count) in measured.items()})
+        runs.append((means, jax.device_get(state.params)))
+    (whole, a), (parts, b) = runs
+    for x, y in zip(parts, whole, strict=True):
+        for name in ("loss", "class_loss", "color_loss", "color_ce"):
+            assert x[name] == pytest.approx(y[name], rel=1e-4), name
+        assert x["gradient_norm"] == pytest.approx(y["gradient_norm"], rel=1e-3)
+    # Adadelta's first steps move a parameter by some 1e-5 each; a few with hardly a gradient go by rounding.
+    difference = np.concatenate([(x - y).ravel() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)])
+    assert np.sqrt(np.mean(difference**2)) < 5e-7
+    assert np.mean(np.abs(difference) < 1e-6) > 0.99
+
+
 def test_every_stage_and_step_augments_with_a_key_of_its_own() -> None:
     def words(key: jax.Array) -> tuple[int, ...]:
         return tuple(jax.random.key_data(key).tolist())
