@@ -1,4 +1,4 @@
-"""What the tests of everything that reads a run share."""
+"""Settings of all tests, and the fixtures that several folders share."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from colorjax.model.program import init_model
 from colorjax.run import sharding
 from colorjax.run.checkpoints import Checkpoints
 from colorjax.run.prior import load_prior
-from colorjax.run.workdir import bind_config, save_class_names
+from colorjax.run.workdir import bind_config, checkpoint_dir, save_class_names
 from colorjax.training.optimizer import init_state, make_optimizer
 from configs import quickstart
 
@@ -22,13 +22,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Starts with the file that takes longest, so that no worker waits for it at the end."""
+    """Starts with the file that takes longest, so that the other workers do not wait for it at the end."""
     items.sort(key=lambda item: item.path.name != "test_runs.py")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled programs are kept in one folder for all workers and what they start, since many tests want the same."""
+    """Keeps compiled programs in one folder for all workers and their processes, since many tests use the same."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "programs"
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -40,10 +40,9 @@ def _programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a small colorizer of 32 pixels, as a run on the sample leaves it, with its initial parameters.
+    """The workdir of a colorizer of 32 pixels, as a run on the sample writes it, without training.
 
-    They are not quite the initial ones: the attention's gates are open, so that it takes part, and the statistics are
-    not those of nothing.
+    The attention's gates are open and the statistics are random, so that a test notices where one is left out.
     """
     config = quickstart.get_config().unlock()
     config.data.resolution = 40
@@ -58,9 +57,8 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params, stats = init_model(config, "joint", classes=len(info.class_names))
     rng = np.random.default_rng(0)
     stats = jax.tree.map(lambda x: x * rng.uniform(0.8, 1.2, x.shape).astype(x.dtype), stats)
-    made = init_state(params, stats, make_optimizer(config, "joint"), sharding.make_mesh())
-    checkpoints = Checkpoints(workdir / "joint" / "checkpoints")
-    checkpoints.save(made)
-    checkpoints.close()
-    load_prior(config, workdir)  # counts the prior
+    state = init_state(params, stats, make_optimizer(config, "joint"), sharding.make_mesh())
+    with Checkpoints(checkpoint_dir(workdir, "joint")) as checkpoints:
+        checkpoints.save(state)
+    load_prior(config, workdir)  # counts it first
     return workdir

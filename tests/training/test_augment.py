@@ -26,7 +26,7 @@ def _uint8(rgb: np.ndarray) -> np.ndarray:
     return np.round(rgb * 255).astype(np.uint8)
 
 
-def test_nothing_switched_on_is_the_centre_crop() -> None:
+def test_without_augmentation_the_view_is_the_center_crop() -> None:
     rgb, inside = _augment(_photos())
     assert np.array_equal(_uint8(rgb), _photos()[:, 16:80, 16:80])
     assert inside.min() == 1
@@ -58,7 +58,7 @@ def test_positive_angles_and_scales_do_what_they_say() -> None:
         assert brightest == where or brightest == (64 - where[0], where[1])
 
 
-def test_zooming_out_leaves_an_outside_that_is_marked() -> None:
+def test_zooming_out_marks_what_is_outside_the_photo() -> None:
     _, inside = _augment(_photos(), scale=(0.5, 0.5))
     # 64 pixels at half scale reach over 128 of the photo's 96.
     assert inside.mean() == pytest.approx((96 / 128) ** 2, abs=0.03)
@@ -99,7 +99,7 @@ def test_angles_and_scales_stay_in_their_ranges() -> None:
     assert np.log(magnify).mean() == pytest.approx(0, abs=0.03)
 
 
-def test_errors() -> None:
+def test_a_crop_larger_than_the_photo_and_a_reversed_scale_are_refused() -> None:
     with pytest.raises(ValueError, match=r"data.image_size is 128, but data.resolution gives 96×96"):
         _augment(_photos(), size=128)
     with pytest.raises(ValueError, match=r"augment.scale is"):

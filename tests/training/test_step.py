@@ -58,8 +58,13 @@ _UNTRAINED = {
 }
 
 
+# Each row compiles a program. The quick ones have between them every loss, and layers with and without attention.
+_QUICK = ("full", "iizuka2016")
 # no_pretraining and no_rarity differ from full in what the step is given, not in the step.
-@pytest.mark.parametrize("row", [row for row in rows.ROWS if row not in ("no_pretraining", "no_rarity")])
+_ROWS = [row for row in rows.ROWS if row not in ("no_pretraining", "no_rarity")]
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, marks=() if row in _QUICK else pytest.mark.slow) for row in _ROWS])
 def test_a_row_takes_a_step(row: str) -> None:
     config = _config(row)
     step, before, _, mesh = _setup(config)
@@ -153,6 +158,7 @@ def test_the_paper_preset_has_the_papers_numbers() -> None:
     assert c.augment.scale[0] < 1 < c.augment.scale[1]
 
 
+@pytest.mark.slow
 def test_the_papers_joint_step_takes_less_than_6_gb() -> None:
     config = paper.get_config()
     model = nnx.eval_shape(
