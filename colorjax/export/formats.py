@@ -1,20 +1,20 @@
-"""A trained colorizer for other programs: docs/export.md says how each of them loads it.
-
-    python -m colorjax export --workdir=runs/paper --format=safetensors --out=FOLDER
+"""Writes a trained colorizer for other programs; docs/export.md shows how each of them loads it.
 
 Every format is a new folder with config.json and classes.json, and in it:
 
     safetensors, npz   the parameters (trained.save_trained)
     stablehlo          model.stablehlo, the program with its parameters, for JAX on CPU, CUDA and TPU
-    onnx               model.onnx, the same for ONNX Runtime and its like
+    onnx               model.onnx, the same for ONNX Runtime and others
     hub                safetensors and README.md, a model card: ready for the Hugging Face Hub
 """
 
 import logging
 from pathlib import Path
 
+from colorjax import atomic
 from colorjax.export import model_card
 from colorjax.export.stablehlo import LEAST_TEMPERATURE, to_stablehlo
+from colorjax.run.locate import locate
 from colorjax.run.portable import MAX_SHARD_SIZE
 from colorjax.run.trained import load_trained, new_folder, save_trained
 
@@ -24,7 +24,7 @@ FORMATS = ("safetensors", "npz", "stablehlo", "onnx", "hub")
 
 
 def export(
-    workdir: str | Path,
+    checkpoint: str | Path,
     out: str | Path,
     *,
     format: str,
@@ -34,25 +34,26 @@ def export(
     """Writes a colorizer into a new folder.
 
     Args:
-        workdir: of a run, or a portable folder.
+        checkpoint: a run's workdir, an exported folder, or the name of shipped weights.
         out: must not exist yet, or be empty.
         format: one of FORMATS.
-        dtype: of the tensors in files, as trained.save_trained; a program is float32.
-        max_shard_size: bytes of a safetensors file at most, as there.
+        dtype: of the tensors in files, as in `trained.save_trained`; a program is float32.
+        max_shard_size: of a safetensors file, in bytes.
 
     Raises:
         FileExistsError: if `out` holds something.
-        FileNotFoundError, ValueError: as trained.load_trained and trained.save_trained.
+        FileNotFoundError, ValueError: as `trained.load_trained` and `trained.save_trained`.
         ImportError: if the format needs a package that is not installed.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
     if format in ("stablehlo", "onnx") and dtype != "float32":
         raise ValueError(f"dtype is {dtype!r}, but a program ({format}) is float32")
-    trained, out = load_trained(workdir), Path(out)
+    folder, out = locate(checkpoint), Path(out)
+    trained = load_trained(folder)
     if format == "stablehlo":
-        with new_folder(trained, out) as folder:
-            (folder / "model.stablehlo").write_bytes(to_stablehlo(trained))
+        with new_folder(trained, out) as partial:
+            (partial / "model.stablehlo").write_bytes(to_stablehlo(trained))
     elif format == "onnx":
         try:
             import onnx
@@ -60,12 +61,12 @@ def export(
             from colorjax.export import onnx_graph
         except ImportError as error:
             raise ImportError("format=onnx needs a package: pip install onnx") from error
-        with new_folder(trained, out) as folder:
-            onnx.save(onnx_graph.build(trained, least_temperature=LEAST_TEMPERATURE), folder / "model.onnx")
+        with new_folder(trained, out) as partial:
+            onnx.save(onnx_graph.build(trained, least_temperature=LEAST_TEMPERATURE), partial / "model.onnx")
     elif format == "hub":
-        card = model_card.render(trained, Path(workdir))
+        card = model_card.render(trained, folder)
         save_trained(trained, out, dtype=dtype, max_shard_size=max_shard_size)
-        (out / "README.md").write_text(card)
+        atomic.write_text(out / "README.md", card)
     else:
         save_trained(trained, out, format=format, dtype=dtype, max_shard_size=max_shard_size)
-    _log.info("%s: the colorizer of %s, step %d, as %s", out, workdir, trained.step, format)
+    _log.info("%s: the colorizer of %s, step %d, as %s", out, folder, trained.step, format)

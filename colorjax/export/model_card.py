@@ -1,4 +1,4 @@
-"""The model card of an exported colorizer: README.md for the Hugging Face Hub, with nothing in it that was not read."""
+"""The model card of an exported colorizer, README.md for the Hugging Face Hub. It states only what was measured."""
 
 import json
 import logging
@@ -19,11 +19,11 @@ _DATA_SETS = {
         "[Food-101](https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/) "
         "(Bossard, Guillaumin, Van Gool, ECCV 2014)",
         "ethz/food101",
-        "Food-101's photographs belong to their owners and are for scientific use by the data set's terms; anything\n"
-        "beyond must be settled with them.",
+        "The photographs of Food-101 belong to their owners. The data set's terms allow scientific fair use; any\n"
+        "other use must be settled with the owners.",
     ),
     "sample": (
-        "crops of the few photographs that scikit-image ships, which shows that everything runs and no more",
+        "crops of the few photographs that scikit-image ships: enough to test the program, not to color well",
         "",
         "The photographs come with scikit-image, whose repository names their licenses.",
     ),
@@ -35,8 +35,8 @@ def render(trained: Trained, workdir: Path) -> str:
 
     Args:
         trained: what is exported.
-        workdir: where it comes from. If `evaluation/test/metrics.json` lies there and is of the same step, its figures
-            are in the card; else the card says that there are none.
+        workdir: where it comes from. The card has the figures of its `evaluation/test/metrics.json` if that is of the
+            same step, and otherwise states that there are none.
     """
     config = trained.config
     name = _data_name(config)
@@ -51,20 +51,20 @@ def render(trained: Trained, workdir: Path) -> str:
 # A colorizer of grayscale photographs
 
 A network of colorjax, a JAX reproduction of *Automatic colorization of grayscale images with self-attention*
-(Shimokawa, Kurosaki, Ochi): it is given the lightness of a photograph and answers with its color, and with scores for
-{len(trained.class_names)} class labels. {parameters / 1e6:.1f} M parameters, made for {size}×{size} pixels.
-`config.json` holds the configuration, `classes.json` the labels.
+(Shimokawa, Kurosaki, Ochi). From the lightness of a photograph it predicts the color, and scores for
+{len(trained.class_names)} classes. It has {parameters / 1e6:.1f} M parameters and was trained on {size}×{size} pixels.
+`config.json` holds the configuration, `classes.json` the class names.
 
 ## Intended use
 
-Coloring photographs that resemble what it was trained on, and research on colorization. **The colors are a guess, and
-no evidence of what the scene looked like.** Where you show such a picture, say that it was colored.
+Coloring photographs that resemble those it was trained on, and research on colorization. **The colors are a guess.
+They are no evidence of what the scene looked like.** Where you show such a picture, state that it was colored.
 
 ## Limits
 
-- It knows no other photographs than those below; on other subjects (people, landscapes) its colors mean nothing.
-- Whole regions can be colored wrongly.
-- The class label is a by-product of training, not a classifier to rely on.
+- On subjects that are not in its training photographs (below), its colors mean nothing.
+- Whole regions can have a wrong color.
+- The class scores are a by-product of training. They are not a reliable classifier.
 
 ## Training
 
@@ -79,12 +79,11 @@ All networks were then trained together, {trained.step:,} steps of {config.joint
 ## Loading
 
 ```python
-from colorjax.trained import load_trained
+from colorjax import Predictor
 from huggingface_hub import snapshot_download
 
-trained = load_trained(snapshot_download("OWNER/NAME"))
-# l: float32 [B, {size}, {size}, 1], 0…100
-outputs, _ = trained.program()(trained.params, trained.stats, l, train=False)
+predictor = Predictor(snapshot_download("OWNER/NAME"))
+(colored,) = predictor.colorize([photo])  # uint8 or uint16, [H, W] or [H, W, 3]
 ```
 
 Any program that reads safetensors can take the parameters: a tensor's key is the path of its network and layer with
@@ -92,8 +91,8 @@ dots; kernels are `[height, width, in, out]` or `[in, out]`.
 
 ## Licenses
 
-The repository of the code stated no license when this card was written, so the card can grant none: ask its authors.
-{rights} None of them is in this folder.
+The code of colorjax is under the Apache License 2.0. The card grants no license to the weights.
+{rights} This folder holds none of the photographs.
 """
 
 
@@ -144,13 +143,13 @@ def _data_name(config: Any) -> str:
 def _metrics(workdir: Path, step: int) -> dict[str, Any] | None:
     path = evaluation_dir(workdir, "test") / "metrics.json"
     if not path.exists():
-        _log.warning("%s is not there, so the model card has no metrics: python -m colorjax evaluate makes them", path)
+        _log.warning("%s does not exist, so the model card has no metrics; `colorjax evaluate` makes them", path)
         return None
     record = json.loads(path.read_text())
     if record["stage"] != "joint" or record["step"] != step:
         _log.warning(
-            "%s is of the %s stage's step %d and not of the joint stage's %d, so the model card has no metrics: "
-            "python -m colorjax evaluate makes new ones",
+            "%s is of the %s stage's step %d, not of the joint stage's %d, so the model card has no metrics; "
+            "`colorjax evaluate` makes new ones",
             path,
             record["stage"],
             record["step"],

@@ -1,8 +1,8 @@
 """A colorizer as an ONNX graph: the six networks written operator by operator, for any batch and any size.
 
-Maps are channels-first inside, as ONNX has them; inputs and outputs are channels-last, as everywhere else here. What a
-network has and this module does not know raises, and so does a parameter that no operator has taken: a graph that
-lacks a part of the model is never written.
+Maps are channels-first inside, as ONNX has them; inputs and outputs are channels-last, as everywhere else here. A layer
+that this module does not know is an error, and so is a parameter that no operator uses: a graph that lacks a part of
+the model is never written.
 """
 
 import json
@@ -39,7 +39,7 @@ def build(trained: Trained, *, least_temperature: float) -> onnx.ModelProto:
 
     Args:
         trained: the colorizer.
-        least_temperature: what a lower temperature is taken for.
+        least_temperature: lower temperatures are raised to it.
 
     Raises:
         NotImplementedError: if the model has a part that this module cannot write.
@@ -103,7 +103,7 @@ class _Graph:
         return named[0] if len(named) == 1 else named
 
     def weight(self, variable: Any, array: np.ndarray | None = None, *, part: str = "") -> str:
-        """A parameter, or what is computed from it, under the parameter's own name."""
+        """A parameter, or an array computed from it, under the parameter's name."""
         self.taken.add(id(variable))
         name = self.names[id(variable)] + part
         if name not in self.weights:
@@ -243,7 +243,7 @@ class _Graph:
         return self.add("Resize", x, "", scales, mode="nearest", **rule)
 
     def unread(self, *modules: nnx.Module) -> None:
-        """Parameters that this model has and makes no use of."""
+        """Marks parameters that this model has and does not use."""
         for module in modules:
             for _, leaf in nnx.iter_graph(module):
                 self.taken.add(id(leaf))
@@ -281,7 +281,7 @@ class _Graph:
         return self.patch_sum(self.pointwise(module.beta, x), weights, module)
 
     def patch_sum(self, values: str, weights: str, module: PatchwiseSelfAttention) -> str:
-        """aggregation.patch_sum: channel c of the values takes weight channel c mod G."""
+        """ops.patch_sum: channel c of the values takes weight channel c mod G."""
         size, channels = module.kernel_size, module.beta.out_features
         groups = module.gamma_in.out_features
         padded = self.reflect(values, size)
@@ -315,7 +315,7 @@ class _Graph:
             key, value = (self.add("MaxPool", y, kernel_shape=(2, 2), strides=(2, 2)) for y in (key, value))
         keys = self.add("Reshape", key, self.ints(0, 0, -1))
         values = self.add("Transpose", self.add("Reshape", value, self.ints(0, 0, -1)), perm=(0, 2, 1))
-        # Row by row of the photo, [H, B, W, D], so that no more than a row's scores are ever held.
+        # Row by row of the photo, [H, B, W, D], so that only a row's scores are in memory at once.
         rows = self.add("Transpose", query, perm=(2, 0, 3, 1))
         body = helper.make_graph(
             [

@@ -15,13 +15,13 @@ from colorjax.run.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 LEAST_TEMPERATURE = 1e-6
-"""What a program takes a lower temperature for, 0 included: practically the mode."""
+"""A program raises lower temperatures to this one, 0 included, which practically gives the mode."""
 
 
 def to_stablehlo(trained: Trained) -> bytes:
     """The colorizer as one program for CPU, CUDA and TPU, with its parameters inside: what `load_stablehlo` reads."""
     config: Any = ConfigDict(json.loads(trained.config.to_json()))
-    config.model.dtype = "float32"  # not what the device of this very machine would choose
+    config.model.dtype = "float32"  # and not what `auto` would choose for this machine's device
     program = replace(trained, config=config).program()
 
     def colorize(l: jax.Array, global_l: jax.Array, temperature: jax.Array) -> dict[str, jax.Array]:
@@ -40,7 +40,7 @@ def to_stablehlo(trained: Trained) -> bytes:
 
 
 def load_stablehlo(path: str | Path) -> jax_export.Exported:
-    """The program in a file `model.stablehlo`; it needs nothing of colorjax but these lines.
+    """The program in a file `model.stablehlo`. Without colorjax, `jax.export.deserialize` loads it.
 
     Its `call(l, global_l, temperature)` takes float32 arrays, and may be jitted:
         l: [B, H, W, 1], 0…100; H and W multiples of 8, 32 or more.
@@ -58,8 +58,8 @@ def load_stablehlo(path: str | Path) -> jax_export.Exported:
         return jax_export.deserialize(bytearray(Path(path).read_bytes()))
     except FileNotFoundError:
         raise
-    except Exception as error:  # whatever the flatbuffer's reader stumbles over
-        raise ValueError(f"{path} is no program of jax.export, or is damaged ({error!r})") from error
+    except Exception as error:  # the flatbuffer's reader raises many types
+        raise ValueError(f"{path} is damaged or not a program of jax.export ({str(error)[:100]!r})") from error
 
 
 def _least_size(config: Any) -> int:
