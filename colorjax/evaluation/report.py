@@ -66,7 +66,10 @@ def metrics_table(record: Mapping[str, Any]) -> str:
 
     def line(metric: object, by_method: Mapping[str, float], ends: Sequence[float] | None = None) -> list[object]:
         interval = [f"{ends[0]:.4g} to {ends[1]:.4g}" if ends else "–"] if intervals else []
-        value, *rest = (by_method.get(method, "–") for method in ("model", *others))
+        # Rounded, so that the gray photo's mean a is 0 and not 1e-6.
+        value, *rest = (
+            round(by_method[method], 5) + 0.0 if method in by_method else "–" for method in ("model", *others)
+        )
         return [metric, value, *interval, *rest]
 
     lines = [

@@ -1,7 +1,7 @@
 """Whole studies by the real command: one that is killed and continued, one run command by command, and one that fails.
 
-Most of the time is compilation. So the rows share their programs, the processes share a compilation cache, and LLVM does
-not optimize.
+Most of the time is compilation. So the rows share their programs, the processes share a compilation cache, and LLVM
+does not optimize.
 """
 
 import csv
