@@ -257,10 +257,10 @@ class _Graph:
     def patchwise(self, module: PatchwiseSelfAttention, x: str) -> str:
         size = module.kernel_size
         phi, psi = self.pointwise(module.phi, x), self.pointwise(module.psi, x)
-        if module.normalised_before:
+        if module.normalized_before:
             phi, psi = self.relu(self.norm(module.phi_norm, phi)), self.relu(self.norm(module.psi_norm, psi))
         padded = self.reflect(psi, size)
-        if module.normalised_before:
+        if module.normalized_before:
             # γ's first map, of φ and of the patch of ψ, as a 1×1 and a k×k convolution.
             kernel, features = np.asarray(module.gamma_in.kernel[...]), module.phi.out_features
             near = kernel[:features].T[:, :, None, None]

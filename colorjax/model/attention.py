@@ -1,7 +1,7 @@
 """The two self-attentions: over the whole image (SAGAN) and over each pixel's patch (SAN).
 
-Zhang, Goodfellow, Metaxas, Odena, *Self-Attention Generative Adversarial Networks*, and Zhao, Jia,
-Koltun, *Exploring Self-attention for Image Recognition*: the paper's references [4] and [3].
+Zhang, Goodfellow, Metaxas, Odena, *Self-Attention Generative Adversarial Networks*, and Zhao, Jia, Koltun, *Exploring
+Self-attention for Image Recognition*: the paper's references [4] and [3].
 """
 
 import functools
@@ -18,15 +18,15 @@ from colorjax.ops.patch_sum import patch_sum
 from colorjax.ops.softmax_attention import dot_product_attention
 
 Norm = Callable[[int], nnx.Module]
-"""Makes a normalization of so many features; its `__call__(x)` works on the last axis."""
+"""Makes a normalization over the last axis, given its number of features."""
 
 
 class SpectralLinear(nnx.Module):
     """A linear map without bias whose kernel is divided by its largest singular value.
 
-    The value is estimated by one power iteration a call, from a vector u that training keeps
-    (brain-research/self-attention-gan ops.py, `spectral_normed_weight`). u is a `BatchStat`, so
-    it travels with the normalizations' statistics; `model.eval()` stops its being stored.
+    Each call estimates that value by one power iteration, which starts from a vector u
+    (brain-research/self-attention-gan ops.py, `spectral_normed_weight`). u is a `BatchStat`, so it is kept with the
+    normalizations' statistics; after `model.eval()` it no longer changes.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 class SelfAttention(nnx.Module):
-    """Every pixel attends to all: SAGAN's block (brain-research/self-attention-gan non_local.py).
+    """Self-attention over all pixels: SAGAN's block (brain-research/self-attention-gan non_local.py).
 
-    x + gate · output(softmax(query(x) key(x)ᵀ) value(x)), all four maps 1×1, spectrally
-    normalized and without bias, the scores unscaled.
+    x + gate · output(softmax(query(x) key(x)ᵀ) value(x)). All four maps are 1×1, spectrally normalized and without
+    bias; the scores are not scaled.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class SelfAttention(nnx.Module):
         Args:
             features: C, at least 2. Queries and keys have max(1, C // 8) features, values C // 2.
             pooled: max-pools keys and values 2×2, as SAGAN's code does (its paper does not).
-            gate_init: what the learned gate starts at; 0 starts as the identity.
+            gate_init: the initial value of the learned gate; with 0 the block starts as the identity.
             dtype: of the computation; parameters are float32.
-            rngs: the stream `params`.
+            rngs: source of the initial parameters.
 
         Raises:
             ValueError: if features < 2.
@@ -124,7 +124,7 @@ def _pool(x: jax.Array) -> jax.Array:
 
 
 class PatchwiseSelfAttention(nnx.Module):
-    """Every pixel's k×k patch, weighted by a function of the whole patch.
+    """Self-attention over the k×k patch around each pixel, with weights computed from the whole patch.
 
     SAN's patchwise attention (Zhao et al. 2020, section 3.2; hszhao/SAN model/san.py, `SAM`):
     y_i = Σ_j γ([φ(x_i), ψ(x_{i+1}), …, ψ(x_{i+k²})])_j ∘ β(x_{i+j}), without softmax and without
@@ -152,12 +152,12 @@ class PatchwiseSelfAttention(nnx.Module):
             relation_features: of φ and ψ (SAN: C / 16).
             out_features: of β and of the result (SAN: C / 4); a multiple of share.
             share: how many value channels share a weight.
-            relation_norm: "before" normalizes φ and ψ before the patch is gathered, so that γ's
-                first map is a convolution and no patch is ever unfolded; "after" normalizes
-                [φ, ψ over the patch], as SAN's code, each offset of the patch on its own.
-            norm: makes a normalization of so many features.
+            relation_norm: "before" normalizes φ and ψ before the patch is gathered, so that γ's first map is a
+                convolution and no patch is ever unfolded; "after" normalizes [φ, ψ over the patch], each offset of the
+                patch separately, as SAN's code does.
+            norm: makes a normalization, given its number of features.
             dtype: of the computation; parameters are float32.
-            rngs: the stream `params`.
+            rngs: source of the initial parameters.
 
         Raises:
             ValueError: if k is even, out_features is not a multiple of share, a size is not
@@ -187,7 +187,7 @@ class PatchwiseSelfAttention(nnx.Module):
         self.gamma_norm = norm(groups)
         self.gamma_out = linear(groups, offsets * groups)
         self.kernel_size = kernel_size
-        self.normalised_before = relation_norm == "before"
+        self.normalized_before = relation_norm == "before"
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -197,7 +197,7 @@ class PatchwiseSelfAttention(nnx.Module):
             ValueError: if H or W is not larger than k // 2, which the reflection needs.
         """
         phi, psi = self.phi(x), self.psi(x)
-        if self.normalised_before:
+        if self.normalized_before:
             hidden = self._joint_linear(nnx.relu(self.phi_norm(phi)), nnx.relu(self.psi_norm(psi)))
         else:
             relation = jnp.concatenate([phi, unfold(psi, kernel_size=self.kernel_size)], axis=-1)
@@ -267,17 +267,16 @@ class PatchwiseAttentionBlock(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Makes the attention and its residual frame.
+        """Makes the attention and the layers around it.
 
         Args:
-            features: C of input and result; a multiple of relation_ratio, and C / output_ratio
-                a multiple of share.
-            kernel_size, share, relation_norm, norm, dtype, rngs: as `PatchwiseSelfAttention`.
-            relation_ratio: C over the features of φ and ψ.
-            output_ratio: C over the features of β.
+            features: C of input and result; a multiple of relation_ratio and of output_ratio · share.
+            kernel_size, share, relation_norm, norm, dtype, rngs: as in `PatchwiseSelfAttention`.
+            relation_ratio: C divided by the features of φ and ψ.
+            output_ratio: C divided by the features of β.
 
         Raises:
-            ValueError: if C does not divide so.
+            ValueError: if C is not such a multiple.
         """
         for name, divisor in (
             ("relation_ratio", relation_ratio),
