@@ -50,8 +50,10 @@ from colorjax.training.loop import train
 
 FOUR_DEVICES = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4"
 
-IN_TIME = 10
-"""Seconds in which a process must end after a signal."""
+
+def seconds_to_end() -> float:
+    """How long a process may take to end after a signal: 10 s, and more where others use the processors."""
+    return 10 * max(1, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="module")
@@ -223,14 +225,15 @@ def test_a_run_killed_in_a_save_and_terminated_ends_as_if_it_had_not_been(
     assert len(list((tmp_path / "joint" / "panels").iterdir())) == 2
 
 
-def test_sigterm_while_it_compiles_ends_it_in_time(launcher: Launcher, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_sigterm_while_it_compiles_saves_nothing_and_ends_it_in_time(launcher: Launcher, tmp_path: Path) -> None:
     # Without a cache of compiled programs.
     run = launcher.train(tmp_path, environment={"JAX_COMPILATION_CACHE_DIR": ""})
     run.wait_for_output("pretrain training: compiling…")
     run.process.terminate()
     sent = time.monotonic()
     run.end(128 + signal.SIGTERM)
-    assert time.monotonic() - sent < IN_TIME
+    assert time.monotonic() - sent < seconds_to_end()
     assert saved_steps(tmp_path, "pretrain") == []
 
 
@@ -248,8 +251,8 @@ def test_another_configuration_is_refused_and_changes_nothing(undisturbed: tuple
     config = small_config(data__source="packed", data__dir=str(pack), seed=7, augment__flip=True)
     with pytest.raises(ValueError, match="another configuration") as refused:
         train(config, workdir)
-    assert "seed: 0 there, 7 now" in str(refused.value)
-    assert "augment.flip: False there, True now" in str(refused.value)
+    assert "seed is 0 there and 7 now" in str(refused.value)
+    assert "augment.flip is False there and True now" in str(refused.value)
     assert digests(workdir) == before
 
 
@@ -298,7 +301,7 @@ def test_a_signal_at_any_moment_ends_it_in_time(
         run.process.send_signal(number)
         sent = time.monotonic()
         output = run.end(128 + number)
-        assert time.monotonic() - sent < IN_TIME, output
+        assert time.monotonic() - sent < seconds_to_end(), output
         assert "Traceback" not in output
     launcher.train(tmp_path).end()
     assert_same_run(tmp_path, undisturbed[0])
