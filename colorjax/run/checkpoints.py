@@ -4,6 +4,7 @@ Each checkpoint holds a CRC-32 of every array. One that was written before there
 """
 
 import functools
+import gc
 import logging
 import os
 import re
@@ -186,8 +187,11 @@ class Checkpoints:
             response.result()
         except Exception as error:  # TensorStore's errors have no types
             self._fail(step, error)
-            return
-        self._failure = None
+        else:
+            self._failure = None
+            self._remove_old()
+
+    def _remove_old(self) -> None:
         if jax.process_index() == 0:
             for old in sorted(_steps(self._directory))[: -self._keep]:
                 # Renamed first, so that a process killed meanwhile leaves no half of a checkpoint under its name.
@@ -200,7 +204,6 @@ class Checkpoints:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         reason = f"{os.strerror(int(code[1]))} in {self._directory}" if code else one_line(error, limit=200)
         self._failure = OSError(f"the checkpoint of step {step} is not saved: {reason}")
-        self._failure.__cause__ = error
         latest = self.latest_step()
         kept = "there is none before it" if latest is None else f"that of step {latest} is the newest"
         _log.warning("%s; %s. The next save tries again.", self._failure, kept)
@@ -307,6 +310,7 @@ def _load(path: Path, names: Sequence[str]) -> dict[str, Any]:
         ValueError: if it is damaged.
     """
     _quiet_orbax()
+    items, checksums, failure = {}, None, ""
     try:
         metadata = ocp.checkpointables_metadata(str(path))
         abstract = {name: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata.metadata[name]) for name in names}
@@ -316,7 +320,10 @@ def _load(path: Path, names: Sequence[str]) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes make Orbax and TensorStore raise errors of many types
-        raise ValueError(f"it cannot be read, {one_line(error)}") from error
+        failure = _first_cause(error)
+    if failure:
+        _collect_coroutines()
+        raise ValueError(f"it cannot be read, {failure}")
     for key, x in _by_path(items).items():
         if checksums is not None and checksums.get(key) != _crc32(x):
             raise ValueError(f"{key} differs from its checksum")
@@ -347,13 +354,29 @@ def _crc32(x: jax.Array | np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__:
+        error = error.__cause__
+    return one_line(error)
+
+
+def _collect_coroutines() -> None:
+    """Removes the coroutines that a failure in Orbax leaves, and which warn that they were never awaited."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        gc.collect()
+
+
 @functools.cache
 def _quiet_orbax() -> None:
     """Keeps Orbax from reporting in hundreds of lines what is reported here in one: failed saves and failed loads."""
     logging.getLogger("absl").addFilter(
-        lambda record: record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
+        lambda record: record.levelno < logging.WARNING or "orbax" not in Path(record.pathname).parts
     )
-    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    # TensorStore's errors, of the format OCDBT, in tasks that nobody waits for any more.
+    logging.getLogger("asyncio").addFilter(
+        lambda record: not record.exc_info or "ocdbt" not in str(record.exc_info[1]).lower()
+    )
     report = sys.unraisablehook
 
     def unraisable(unraised: Any) -> None:

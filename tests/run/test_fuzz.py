@@ -128,7 +128,7 @@ def test_damaged_files_are_refused_in_one_line_or_read(reader: str, examples: in
         derandomize=True,
         database=None,
         deadline=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
     )
     @hypothesis.given(_damaged(good))
     def check(content: bytes) -> None:
