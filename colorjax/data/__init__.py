@@ -2,8 +2,8 @@
 
     train stream = function of (config.data, batch_size, seed, step)
 
-Stopping at step k and starting again with `start_step=k` continues the very stream, and the
-number of processes does not change which photos make up a global batch.
+Stopping at step k and starting again with `start_step=k` continues the same stream. The number of processes does not
+change which photos are in a global batch.
 
 `colorjax data` writes a pack: photos decoded once, for many epochs or runs.
 """

@@ -1,4 +1,4 @@
-"""What every source of photographs hands out, and how processes share it."""
+"""Batches of photos, where they come from, and how processes share them."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
-# Threads that read ahead, a batch each. Checksums and copies leave Python's lock to the others.
+# Threads that each read a batch ahead; Python's lock is free while they copy and compute checksums.
 _READERS = 3
 
 # Photos: enough to keep a device busy, few enough for an evaluation at 224 pixels in a few gigabytes.
@@ -38,7 +38,7 @@ class Batch(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What a model and a log need to know of a data set.
+    """Name, classes and sizes of a data set.
 
     Attributes:
         name: the data set's name, such as "food101".

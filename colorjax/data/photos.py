@@ -114,11 +114,11 @@ class PhotoSource:
             yield Batch(image=batch["image"], label=batch["label"], mask=batch["mask"])
 
     def _decode_chunk(self, files: dict[str, tf.Tensor]) -> Dataset:
-        """One element: the chunk decoded, with blanks for the photos that do not decode.
+        """A data set of one element: the decoded chunk, with blanks for the photos that do not decode.
 
-        tf.data can drop an element that fails, but not replace it. So the whole chunk is tried,
-        and one photo at a time if that fails: a nested data set for every photo would be simpler
-        code, and costs a third of the speed at 256 pixels and more at 64.
+        tf.data can drop an element that fails, but not replace it. So the whole chunk is tried first, and one photo
+        at a time if that fails. A nested data set for every photo would be simpler, and costs a third of the speed at
+        256 pixels and more at 64.
         """
         examples = Dataset.from_tensor_slices(files)  # pyright: ignore[reportArgumentType]
         size = tf.size(files["id"], out_type=tf.int64)

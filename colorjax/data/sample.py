@@ -1,4 +1,4 @@
-"""A small data set that is always at hand: crops of the photographs in scikit-image's wheel."""
+"""A small offline data set: crops of the photographs that scikit-image installs."""
 
 import functools
 import importlib.resources

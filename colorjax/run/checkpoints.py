@@ -1,4 +1,4 @@
-"""Checkpoints: what they hold, saving, restoring, loading, checking. The only module that knows Orbax.
+"""Checkpoints: a stage's state on disk, saved, restored, loaded and checked. The only module that knows Orbax.
 
 Each checkpoint holds a CRC-32 of every array. One that was written before there were checksums is loaded unchecked.
 """

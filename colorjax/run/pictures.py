@@ -14,12 +14,12 @@ _HEADER = 14  # pixels, for the captions
 
 
 def panel(true: np.ndarray, predicted: Mapping[str, np.ndarray], *, captions: Sequence[str] = ()) -> np.ndarray:
-    """A row a photo: gray, each prediction, and the truth; captions above.
+    """One row for each photo: gray, each prediction and the original, with captions above.
 
     Args:
         true: uint8 [N, H, W, 3].
         predicted: caption -> uint8 [N, H, W, 3].
-        captions: of the rows, some lines each, to their right; none, or one for each photo.
+        captions: text to the right of each row, of one or more lines; none, or one for each photo.
 
     Returns:
         uint8 [rows, columns, 3].
@@ -42,7 +42,7 @@ def panel(true: np.ndarray, predicted: Mapping[str, np.ndarray], *, captions: Se
 
 
 def to_gray(rgb: np.ndarray) -> np.ndarray:
-    """What the network is given: the photo's L alone, uint8 [..., 3] -> uint8 [..., 3]."""
+    """The network's input as a picture, which is the photo's L alone: uint8 [..., 3] -> uint8 [..., 3]."""
     l = color.rgb_to_lab(jnp.asarray(rgb))[..., :1]
     gray = color.lab_to_rgb(jnp.concatenate([l, jnp.zeros((*l.shape[:-1], 2))], axis=-1))
     return np.asarray(color.to_uint8(gray))

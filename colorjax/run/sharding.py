@@ -1,4 +1,4 @@
-"""The mesh of all devices, and how arrays lie on it."""
+"""The mesh of all devices, and the placement of arrays on it."""
 
 from typing import Any
 
@@ -38,6 +38,6 @@ def local_rows(array: jax.Array) -> np.ndarray:
 
 
 def barrier(name: str) -> None:
-    """Waits until every host has come to the barrier of this name; with one host, returns at once."""
+    """Waits until every host has reached the barrier of this name; with one host, returns at once."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -1,4 +1,4 @@
-"""A trained colorizer as one value: prediction and export need only its path. And the portable folder.
+"""A trained colorizer: loaded from a run or from a portable folder, and saved as one.
 
 A run's workdir holds Orbax checkpoints. A portable folder holds the colorizer alone, for any program to read:
 config.json (of a path on the machine that trained it, the last name alone), classes.json, and the tensors

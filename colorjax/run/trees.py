@@ -30,7 +30,7 @@ def nest(flat: Mapping[str, Any]) -> Tree:
 
 
 def require_same_shapes(model: Mapping[str, Any], given: Mapping[str, Any], *, message: str) -> None:
-    """Refuses arrays that are not exactly those of a model: a load that skips keys loses quality in silence.
+    """Refuses arrays that are not exactly a model's, since a load that skips keys would go unnoticed.
 
     Args:
         model: path -> array, or anything with a shape, of the model.

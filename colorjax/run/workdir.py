@@ -1,4 +1,4 @@
-"""What a run is on disk: every path in its workdir, config.json, the class names, and whether a configuration fits.
+"""The files of a run: every path in its workdir, its lock, config.json, and the class names.
 
     config.json                    the configuration
     classes.json                   the class names, in the order of the logits
