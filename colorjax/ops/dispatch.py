@@ -41,6 +41,7 @@ def llvm_kernels_run(*shapes: tuple[Any, ...]) -> bool:
     They want known sizes, none of them 0, and a single CPU, over which XLA has nothing to divide. If the machine or the
     installed packages rule them out, a warning says so, once.
     """
+    # In this order: the question for the backend also starts it, which must be before a kernel is registered.
     known = all(isinstance(size, int) and size for shape in shapes for size in shape)
     single_cpu = os.name == "posix" and jax.default_backend() == "cpu" and jax.device_count() == 1
     return known and single_cpu and _llvm_works()

@@ -67,13 +67,16 @@ _building = threading.Lock()
 
 
 def check() -> None:
-    """Builds and registers a small kernel. Raises as `call` does if no kernel can run in this process."""
+    """Builds and registers a small kernel. Raises as `call` does if no kernel can run in this process.
+
+    JAX must have its backend: without one it would only take note of the kernel, and if XLA refuses that later, no CPU
+    is left.
+    """
 
     def copy(emitter: Emitter, item: Value, operand: Value, result: Value) -> None:
         index = emitter.index((item, lanes()))
         emitter.store(emitter.load(operand, index), result, index)
 
-    jax.devices("cpu")  # without a backend JAX would only take note of the kernel, and fail later if XLA refuses it
     shape = jax.ShapeDtypeStruct((lanes(),), np.float32)
     jax.eval_shape(lambda x: call("copy", copy, items=1, sizes=[], operands=[x], results=[x.shape]), shape)
 
