@@ -1,6 +1,6 @@
-"""Fifty files as an old archive has them, made of scikit-image's photographs: all formats and modes, and bad ones.
+"""Fifty files as an old archive has them, made from scikit-image's photos: all formats and modes, and bad files.
 
-`python tests/mixed_photos.py DIR` writes them, to be run through the command line by hand.
+`python tests/mixed_photos.py DIR` writes them, to try the command line by hand.
 """
 
 import importlib.resources
@@ -20,14 +20,14 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 @dataclass(frozen=True)
 class Mixed:
-    """One of the files, and what reading it has to give, by how it was made.
+    """One of the files, and the expected result of reading it.
 
     Attributes:
         name: of the file.
         gray: uint8 or uint16 [H, W], the upright photo, if it is gray.
-        rgb: uint8 or uint16 [H, W, 3], if it is not.
-        alpha: [H, W], if it has any.
-        tolerance: largest difference of a value, for what a lossy format or a color conversion changes.
+        rgb: uint8 or uint16 [H, W, 3], if it is in color.
+        alpha: [H, W], if it has transparency.
+        tolerance: largest difference of a value, which a lossy format or a color conversion makes.
         refused: a regular expression for the error, if it cannot be read.
     """
 
@@ -40,7 +40,7 @@ class Mixed:
 
 
 def swapped_profile() -> bytes:
-    """An ICC profile of an sRGB whose red and blue have changed their places."""
+    """An ICC profile of sRGB with red and blue exchanged."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     (count,) = struct.unpack_from(">L", profile, 128)
     entries = {bytes(profile[at : at + 4]): at for at in range(132, 132 + 12 * count, 12)}
@@ -55,11 +55,11 @@ def write_all(folder: Path, *, huge: tuple[int, int] = (2400, 3200)) -> list[Mix
     """Writes the files.
 
     Args:
-        folder: made if missing.
+        folder: created if it is missing.
         huge: height and width of the largest photo.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    made: list[Mixed] = []
+    written: list[Mixed] = []
     rgb, gray, height, width = small_pixels("coffee.png"), _gray("astronaut.png"), 48, 64
     deep = (rgb.astype(np.uint16) << 8) + np.random.default_rng(0).integers(0, 256, rgb.shape, np.uint16)
     deep_gray = deep[..., 1].copy()
@@ -75,7 +75,7 @@ def write_all(folder: Path, *, huge: tuple[int, int] = (2400, 3200)) -> list[Mix
             (folder / name).write_bytes(image)
         else:
             image.save(folder / name, **(options or {}))
-        made.append(Mixed(name, **expected))
+        written.append(Mixed(name, **expected))
 
     # JPEG
     add("rgb.jpg", color, {"quality": 95, "subsampling": 0}, rgb=rgb, tolerance=30)
@@ -191,9 +191,9 @@ def write_all(folder: Path, *, huge: tuple[int, int] = (2400, 3200)) -> list[Mix
     whole = (folder / "lossless.webp").read_bytes()
     add("truncated.webp", whole[: len(whole) // 2], refused="decod|truncated")
     add("empty.jpg", b"", refused="empty")
-    add("text.jpg", b"Dear Anna,\nhere is the photo that you asked for.\n", refused="no photo")
+    add("text.jpg", b"Dear Anna,\nhere is the photo that you asked for.\n", refused="not a photo")
     add("bomb.png", _bomb(), refused="megapixels|bomb")
-    return made
+    return written
 
 
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {

@@ -104,9 +104,9 @@ def _module(config: str) -> tuple[Path, ModuleType]:
     file = Path(name)
     if not file.is_file():
         folder = file.parent if file.parent.is_dir() else Path("configs")
-        there = [str(path) for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
-        close = did_you_mean(name, there) or (f"; {folder} has {', '.join(there)}" if there else "")
-        raise UsageError(f"--config is {name}, and there is no such file{close}")
+        known = [str(path) for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
+        others = f"; {folder} has {', '.join(known)}" if known else "; the configurations are in the source's configs/"
+        raise UsageError(f"--config is {name}, and there is no such file{did_you_mean(name, known) or others}")
     # A configuration may start from another one in its folder: `from configs import paper`.
     root = str(file.resolve().parents[1])
     if root not in sys.path:

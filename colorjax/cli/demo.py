@@ -10,7 +10,7 @@ from colorjax.cli.errors import as_usage_error
 
 DESCRIPTION = """Serves a web page: drop a photo, see it gray and in color under a slider, download it at full size.
 
-The page is reached from this machine alone, unless --host says otherwise. It has no password. Photos stay on this
+The page is reached only from this machine, unless --host says otherwise. It has no password. Photos stay on this
 machine and are deleted after half an hour without use. It needs Gradio: `pip install gradio`."""
 
 EXAMPLES = """

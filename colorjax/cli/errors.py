@@ -87,6 +87,6 @@ def _is_expected(error: Exception) -> bool:
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_by = frames[-1][0].f_globals.get("__name__", "") if frames else ""
     documented = isinstance(error, (ValueError, NotImplementedError, FloatingPointError))
-    # JAX takes its own frames away, and leaves a note that it did.
+    # JAX removes its own frames, and adds a note about it.
     from_jax = any("JAX" in note for note in getattr(error, "__notes__", ()))
     return documented and raised_by.startswith("colorjax.") and not from_jax

@@ -1,6 +1,6 @@
-"""Photo files: any of them in, as sRGB of 8 or 16 bits; JPEG, PNG, TIFF and WebP out, with their metadata.
+"""Reads photo files as sRGB of 8 or 16 bits, and writes JPEG, PNG, TIFF and WebP with their metadata.
 
-Files are foreign: a decoder's every complaint becomes a ValueError that names the file, sizes are checked before
+No file is trusted: every error of a decoder becomes a ValueError that names the file, sizes are checked before
 anything is decoded, only the formats in `READABLE` are tried, and nothing is unpickled or fetched.
 """
 
@@ -19,7 +19,7 @@ from colorjax import atomic
 from colorjax.photos import readers, writers
 
 Image.init()  # registers Pillow's formats
-# Not Pillow's others: EPS runs Ghostscript, and the rest is no place for photos. Old Pillow has no AVIF.
+# Not Pillow's other formats: EPS runs Ghostscript, and the rest is not used for photos. Old Pillow has no AVIF.
 READABLE = tuple(
     name for name in ("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000", "AVIF") if name in Image.OPEN
 )
@@ -47,10 +47,10 @@ class Photo:
         pixels: uint8 or uint16 [H, W] if it is gray, or [H, W, 3].
         alpha: [H, W] of the same dtype, 0 is transparent; None without transparency.
         format: Pillow's name of the file's format.
-        metadata: what is written again, as far as the format written has a place for it: `exif` (bytes, orientation 1
-            and no thumbnail), `xmp` (bytes), `dpi` (x, y), `icc_profile` (sRGB's, if there was any), `text` (of a PNG),
-            `comment` and `photoshop` (IPTC captions, of a JPEG).
-        notes: what was not taken over, in words.
+        metadata: what `write_photo` writes again, if the format has a place for it: `exif` (bytes, with orientation 1
+            and without thumbnail), `xmp` (bytes), `dpi` (x, y), `icc_profile` (of sRGB, if the file had a profile),
+            `text` (of a PNG), `comment` and `photoshop` (IPTC captions, of a JPEG).
+        notes: sentences about what was not kept.
     """
 
     pixels: np.ndarray
@@ -61,12 +61,14 @@ class Photo:
 
     @property
     def array(self) -> np.ndarray:
-        """What Predictor takes: the pixels, with the alpha, if there is any, as the last channel."""
+        """The pixels, with the alpha channel last if there is one, as `Predictor` takes them."""
         return self.pixels if self.alpha is None else np.dstack([self.pixels, self.alpha])
 
 
 def read_photo(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Reads a photo file: of several frames the first, upright by its EXIF, in sRGB by its ICC profile.
+    """Reads a photo file, turned upright by its EXIF data and converted to sRGB by its ICC profile.
+
+    Of several frames it reads the first.
 
     Args:
         source: a path, a file's bytes, or an open binary file.
@@ -75,7 +77,7 @@ def read_photo(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS)
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: if it is no photo, empty, truncated, too large, or of a kind that is not read; names the file.
+        ValueError: if it is not a photo, empty, truncated, too large, or of an unsupported format; names the file.
     """
     with _opened(source, max_pixels) as (image, stream):
         decoded = readers.decode(image, stream)
@@ -83,7 +85,7 @@ def read_photo(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS)
 
 
 def read_size(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Height and width in pixels as they lie in the file, from its header alone.
+    """Height and width in pixels from the file's header, before it is turned upright.
 
     Raises:
         OSError, ValueError: as `read_photo`, for what the header shows.
@@ -95,15 +97,15 @@ def read_size(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) 
 def write_photo(
     rgb: np.ndarray, like: Photo, target: Path | BinaryIO, *, format: str | None = None, quality: int = 95
 ) -> None:
-    """Writes a photo with the transparency and the metadata of another, whole or not at all.
+    """Writes a photo with the transparency and the metadata of another, completely or not at all.
 
-    JPEG and WebP have 8 bits; JPEG has no transparency, so what is transparent is laid over white.
+    JPEG and WebP have 8 bits. JPEG has no transparency: transparent parts are blended with white.
 
     Args:
         rgb: uint8 or uint16 [H, W, 3], sRGB, upright.
         like: the photo whose alpha and metadata it takes.
         target: a path, which is replaced only once the file is complete, or an open binary file.
-        format: JPEG, PNG, TIFF or WEBP; else what the path's suffix says, else that of `like`, else PNG.
+        format: JPEG, PNG, TIFF or WEBP; by default by the path's suffix, or that of `like`, or PNG.
         quality: 1…100, of JPEG and WebP.
 
     Raises:
@@ -115,12 +117,12 @@ def write_photo(
     if chosen not in SUFFIXES.values():
         raise ValueError(f"format is {format!r}; it must be JPEG, PNG, TIFF or WEBP")
     if not 1 <= quality <= 100:
-        raise ValueError(f"quality is {quality}; it must lie in 1…100")
+        raise ValueError(f"quality is {quality}; it must be between 1 and 100")
     limit = {"JPEG": 65_535, "WEBP": 16_383}.get(chosen)
     if limit and max(rgb.shape[:2]) > limit:
         raise ValueError(
-            f"{rgb.shape[1]}×{rgb.shape[0]} pixels are too many for {chosen}, whose sides end at {limit}; "
-            "take PNG or TIFF"
+            f"{rgb.shape[1]}×{rgb.shape[0]} pixels are too many for {chosen}, whose longest side is {limit}; "
+            "use PNG or TIFF"
         )
     encode = writers.WRITERS[chosen]
     if not isinstance(target, Path):
@@ -133,7 +135,7 @@ def write_photo(
 
 
 def output_format(like: Photo, target: Path | None = None) -> str:
-    """The format that `write_photo` takes by itself."""
+    """The format in which `write_photo` writes by default."""
     if target is not None and target.suffix.lower() in SUFFIXES:
         return SUFFIXES[target.suffix.lower()]
     if like.format == "MPO":
@@ -143,11 +145,11 @@ def output_format(like: Photo, target: Path | None = None) -> str:
 
 @contextlib.contextmanager
 def _opened(source: Path | bytes | BinaryIO, max_pixels: int) -> Iterator[tuple[Image.Image, BinaryIO]]:
-    """The file with its header read, and size checked; whatever a decoder raises within is made a ValueError."""
+    """Opens a file, reads its header and checks its size. An error in the block becomes a ValueError."""
     name = str(source) if isinstance(source, Path) else "the photo"
     with contextlib.ExitStack() as stack:
         if isinstance(source, Path):
-            if not stat.S_ISREG(source.stat().st_mode):  # to open a named pipe would wait for ever
+            if not stat.S_ISREG(source.stat().st_mode):  # opening a named pipe would wait forever
                 raise ValueError(f"{name}: not a file")
             stream: BinaryIO = stack.enter_context(source.open("rb"))
         elif isinstance(source, bytes):
@@ -167,7 +169,7 @@ def _opened(source: Path | bytes | BinaryIO, max_pixels: int) -> Iterator[tuple[
                 )
             yield image, stream
         except UnidentifiedImageError as error:
-            raise ValueError(f"{name}: no photo that can be read; {', '.join(READABLE)} can") from error
+            raise ValueError(f"{name}: not a photo in a format that is read: {', '.join(READABLE)}") from error
         except Image.DecompressionBombError as error:
             raise ValueError(f"{name}: too many pixels, a decompression bomb? ({error})") from error
         # Given hostile bytes, decoders fail with anything from SyntaxError to ZeroDivisionError.

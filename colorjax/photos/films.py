@@ -22,27 +22,27 @@ _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"
 SUFFIXES = tuple(_CONTAINERS)
 """Of the files that are taken for films."""
 
-_CUT = 12.0  # of L, the mean change from one frame to the next that begins another scene
-_MOVED = 8.0  # of L, the change at one place that makes it another thing
+_CUT = 12.0  # of L: a larger mean change between two frames is a cut
+_MOVED = 8.0  # of L: a larger change at a place is something that moves
 _H264 = ("-c:v", "libx264", "-crf", "18", "-preset", "medium", "-pix_fmt", "yuv420p")
 _VP9 = ("-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0", "-pix_fmt", "yuv420p")
 
 
 class Smoother:
-    """The exponential moving average of the color over a film's frames, place by place.
+    """The exponential moving average of the color over a film's frames, at each place.
 
-    What changes its lightness is something else, and takes its own color at once; so does all at a cut.
+    Where the lightness changes, something moves, and the new color is taken at once; at a cut, everywhere.
     """
 
     def __init__(self, keep: float = 0.8):
         """Args:
-        keep: the share of the colors until now, where nothing moves; 0…1, and 0 smooths nothing.
+        keep: the weight of the average until now where nothing moves: 0 (no smoothing) or more, below 1.
 
         Raises:
-            ValueError: for another share.
+            ValueError: if it is out of this range.
         """
         if not 0 <= keep < 1:
-            raise ValueError(f"smoothing is {keep}; it must lie in 0…1, 1 excluded")
+            raise ValueError(f"smoothing is {keep}; it must be 0 or more, and below 1")
         self._keep = keep
         self._ab = self._guide = None
 
@@ -76,24 +76,24 @@ def colorize_video(
     hint: str | None = None,
     smoothing: float = 0.8,
 ) -> int:
-    """Colors a film, and keeps its sound, frame rate and size (made even, as H.264 needs it).
+    """Colors a film. Its sound, frame rate and size stay; an odd size is padded to an even one for H.264.
 
     Args:
-        source: any file that ffmpeg reads; it is allowed to open this file alone, no other and no address.
+        source: any file that ffmpeg reads. It may open this file only: no other file, and no address.
         target: .mp4, .mov or .mkv (H.264) or .webm (VP9), 8 bits; replaced only once it is complete.
         predictor: the colorizer.
-        temperature: as Predictor.colorize, and so saturation, style and hint.
-        smoothing: of `Smoother`.
+        temperature, saturation, style, hint: as in `Predictor.colorize`.
+        smoothing: as in `Smoother`.
 
     Returns:
         The number of frames.
 
     Raises:
-        FileNotFoundError: if there is no ffmpeg.
-        ValueError: if ffmpeg cannot read the film, or write it; quotes ffmpeg.
+        FileNotFoundError: if ffmpeg is not installed.
+        ValueError: if ffmpeg cannot read or write the film; quotes ffmpeg.
     """
     if not shutil.which("ffmpeg") or not shutil.which("ffprobe"):
-        raise FileNotFoundError("films need ffmpeg and ffprobe, which are not here: install ffmpeg")
+        raise FileNotFoundError("films need ffmpeg and ffprobe: install ffmpeg")
     smoother = Smoother(smoothing)
     rate, sample_aspect = _probe(source)
     frames = 0
@@ -125,7 +125,7 @@ def _probe(source: Path) -> tuple[str, str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     streams = json.loads(done.stdout or "{}").get("streams", [])
     if done.returncode or not streams:
-        raise ValueError(f"{source}: no film that ffmpeg can read ({_last_line(done.stderr) or 'no video stream'})")
+        raise ValueError(f"{source}: not a film that ffmpeg can read ({_last_line(done.stderr) or 'no video stream'})")
     stream: dict[str, Any] = streams[0]
     rate = next((r for r in (stream.get("avg_frame_rate"), stream.get("r_frame_rate")) if r and r[:2] != "0/"), "25/1")
     aspect = stream.get("sample_aspect_ratio", "1:1").replace(":", "/")
@@ -142,7 +142,7 @@ def _frames(source: Path, rate: str) -> Iterator[np.ndarray]:
     ):
         assert process.stdout is not None
         try:
-            # Each frame brings its size, which ffmpeg has turned with the picture.
+            # Each frame has its own size, since ffmpeg turns a picture upright.
             while process.stdout.readline() == b"P6\n":
                 width, height = map(int, process.stdout.readline().split())
                 process.stdout.readline()
@@ -156,7 +156,7 @@ def _frames(source: Path, rate: str) -> Iterator[np.ndarray]:
 
 
 class _Encoder:
-    """ffmpeg, writing a film of the frames it is given, with the sound of another file."""
+    """Runs ffmpeg to write a film from frames, with the sound of another file."""
 
     def __init__(self, source: Path, target: Path, suffix: str, height: int, width: int, rate: str, sample_aspect: str):
         codec = _VP9 if suffix == ".webm" else _H264
@@ -182,7 +182,7 @@ class _Encoder:
         """Adds a frame, uint8 [H, W, 3].
 
         Raises:
-            ValueError: if its size is not the first one's, or ffmpeg has given up.
+            ValueError: if its size is not the first frame's, or ffmpeg has failed.
         """
         if rgb.shape != self._shape:
             raise ValueError(f"the film changes its size, from {self._shape[:2]} to {rgb.shape[:2]}")
@@ -196,7 +196,7 @@ class _Encoder:
         """Waits until the file is complete.
 
         Raises:
-            ValueError: if it will not be.
+            ValueError: if ffmpeg failed.
         """
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):

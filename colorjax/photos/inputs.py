@@ -1,4 +1,4 @@
-"""What the inputs of a command line stand for: the photo and film files in them, and where each result goes."""
+"""Finds the photos and films that a command's inputs name, and where each result goes."""
 
 import os
 import stat
@@ -34,7 +34,7 @@ def find_jobs(
 ) -> Iterator[Job | OSError | ValueError]:
     """Yields a job for each file, in the order of the inputs and of the names in them.
 
-    Hidden files and what lies in `out` are left out of folders. Links to folders are not followed, so loops do no harm.
+    In folders, hidden files and the folder `out` are left out. Links to folders are not followed.
     A file that is found twice has one job. Two results never have the same name, on any file system.
 
     Args:
@@ -74,7 +74,7 @@ def find_jobs(
 
 
 def _matching(given: str) -> list[Path]:
-    """The path that is given, or those that it matches as a pattern."""
+    """The path itself, or the paths that it matches as a pattern."""
     path = Path(given)
     if os.path.lexists(path):
         return [path]
@@ -105,7 +105,7 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 def _not_a_file(path: Path) -> OSError | None:
-    """Why it cannot be opened as a file; opening a named pipe, for example, would wait for ever."""
+    """Why it cannot be opened as a file; opening a named pipe, for example, would wait forever."""
     try:
         mode = path.stat().st_mode
     except OSError as error:  # a link to nothing or to itself

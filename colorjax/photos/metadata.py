@@ -1,4 +1,4 @@
-"""The metadata of a photo file, brought to where its pixels are upright."""
+"""Reads a photo file's metadata, and adapts it to pixels that were turned upright."""
 
 import re
 import struct
@@ -20,7 +20,7 @@ TIFF_STRUCTURE = frozenset(
 
 
 def read(image: Image.Image) -> dict[str, Any]:
-    """`Photo.metadata` of an open file, but for the profile.
+    """The entries of `Photo.metadata` in an open file, without the ICC profile.
 
     Args:
         image: as Pillow opens it.
@@ -47,7 +47,7 @@ def read(image: Image.Image) -> dict[str, Any]:
 
 
 def _exif_of_tiff(image: Image.Image) -> bytes:
-    # A TIFF's EXIF is its own directory, pixels' layout and all.
+    # A TIFF's EXIF data is the file's own directory, which also describes how the pixels are stored.
     source, kept = image.getexif(), Image.Exif()
     for tag in source:
         if tag not in TIFF_STRUCTURE:
@@ -61,7 +61,7 @@ def _exif_of_tiff(image: Image.Image) -> bytes:
 
 
 def _exif_upright(exif: bytes) -> bytes:
-    """The same EXIF with orientation 1 and without the thumbnail, which shows the gray photo; all else as it is."""
+    """The EXIF data with orientation 1 and without the thumbnail, which shows the gray photo."""
     exif = exif.removeprefix(_EXIF_PREFIX)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:

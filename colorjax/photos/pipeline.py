@@ -1,4 +1,4 @@
-"""Colors many files: decodes ahead, runs the network on what is decoded, and writes, all at once."""
+"""Colors many files: decoding, the network and writing run at the same time."""
 
 import math
 import os
@@ -20,11 +20,11 @@ _IN_FLIGHT = 50_000_000
 
 @dataclass(frozen=True)
 class Look:
-    """What the colors and the files shall be like.
+    """How to color and to write.
 
     Attributes:
-        temperature, saturation, style, hint: as of `Predictor.colorize`.
-        smoothing: of a film's colors, as of `films.Smoother`.
+        temperature, saturation, style, hint: as in `Predictor.colorize`.
+        smoothing: of a film's colors, as in `films.Smoother`.
         quality: 1…100, of JPEG and WebP.
     """
 
@@ -42,12 +42,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Result:
-    """How a file ended.
+    """The outcome for one file.
 
     Attributes:
         job: the file.
         error: why it was not colored; None if it was.
-        notes: what was not taken over from the photo, in words.
+        notes: sentences about what was not kept, and about a film.
     """
 
     job: Job
@@ -56,9 +56,9 @@ class Result:
 
 
 def color_files(jobs: Sequence[Job], predictor: Predictor, look: Look) -> Generator[Result]:
-    """Colors photos, then films, and yields a result for each. An error concerns its file alone: the others go on.
+    """Colors photos, then films, and yields a result for each. An error with one file does not stop the others.
 
-    Closing the iterator completes the files that are being written, and begins no others.
+    Closing the generator completes the files that are being written, and starts no others.
     """
     pool = ThreadPoolExecutor(os.cpu_count())
     try:

@@ -1,4 +1,4 @@
-"""Prediction: any photo in, the color photo out at its own size.
+"""Colors photos of any size with a trained colorizer.
 
     from colorjax import Predictor
     colored = Predictor().colorize([photo])
@@ -32,13 +32,13 @@ class Prediction:
     """What the network predicts for one photo; `render` makes pictures of it without the network.
 
     Attributes:
-        photo: the photo as it was given, not a copy.
+        photo: the given photo, not a copy.
         color: float32 [h, w, 313], logits of the ab bins, or [h, w, 2], ab (regression).
         guide: float32 [h, w], the photo's L at the color's resolution.
-        class_probabilities: float32 [classes], of what the global features network saw: with a style, the style's; with
-            a hint, after it.
-        class_names: in their order.
-        temperature: of the annealed mean where `render` is given none: the configuration's.
+        class_probabilities: float32 [classes], of what the global features network saw: of the style photo if there
+            is one, and after the hint.
+        class_names: of the classes, in the same order.
+        temperature: of the annealed mean, by default, as configured.
     """
 
     photo: np.ndarray
@@ -49,7 +49,7 @@ class Prediction:
     temperature: float
 
     def likeliest(self, k: int = 5) -> list[tuple[str, float]]:
-        """The k likeliest classes and their probabilities, the likeliest first."""
+        """The k most likely classes and their probabilities, the most likely first."""
         best = np.argsort(-self.class_probabilities, kind="stable")[:k]
         return [(self.class_names[i], float(self.class_probabilities[i])) for i in best]
 
@@ -57,7 +57,7 @@ class Prediction:
         """The color at working resolution: float32 [h, w, 2].
 
         Args:
-            temperature: of the annealed mean, 0 (the likeliest color) to 1 (the mean) and beyond. Regression has none.
+            temperature: of the annealed mean, 0 (the likeliest color) to 1 (the mean) or more; ignored by regression.
 
         Raises:
             ValueError: if it is negative.
@@ -67,16 +67,16 @@ class Prediction:
             raise ValueError(f"temperature is {temperature}; it must be 0 (the likeliest color) or more")
         if self.color.shape[-1] == 2:
             return self.color
-        # Decoding at 0 is another program; the rest share one, since a slider would compile at every stop.
+        # Decoding at 0 has its own program. All others share one, so that moving a slider does not compile.
         return np.asarray(
             _mode(self.color) if temperature == 0 else _mean(self.color, np.float32(max(temperature, 1e-4)))
         )
 
     def render(self, *, temperature: float | None = None, saturation: float = 1.0) -> np.ndarray:
-        """The color photo, with the photo's own lightness.
+        """The color photo, with the photo's lightness.
 
         Args:
-            temperature: as `ab`.
+            temperature: as in `ab`.
             saturation: factor of the chroma; 0 is gray.
 
         Returns:
@@ -95,8 +95,8 @@ class Predictor:
 
     Attributes:
         config: what it was trained with; see configs/paper.py.
-        class_names: of its classifier.
-        size: pixels, the side of the square into which the network sees a photo squeezed.
+        class_names: of its classes.
+        size: side in pixels of the square to which photos are resized for the network.
         batch_size: photos that the network sees at once.
     """
 
@@ -106,7 +106,7 @@ class Predictor:
     batch_size: int
 
     def __init__(self, checkpoint: str | Path | None = None, *, size: int | None = None, batch_size: int = 8):
-        """Loads a colorizer. Its program is compiled at the first photo.
+        """Loads a colorizer. It compiles when the first photo comes.
 
         Args:
             checkpoint: a run's workdir, an exported folder, or the name of shipped weights; None is `locate.DEFAULT`.
@@ -114,8 +114,8 @@ class Predictor:
             batch_size: photos that the network sees at once, 1…MAX_BATCH_SIZE.
 
         Raises:
-            FileNotFoundError: if there is no colorizer.
-            ValueError: if the size or the batch size is out of its range, or as `trained.load_trained`.
+            FileNotFoundError: if there is no such colorizer.
+            ValueError: if the size or the batch size is out of its range, or a file is damaged.
         """
         if size is not None and (size % 8 or not 32 <= size <= MAX_SIZE):
             raise ValueError(f"size is {size}; it must be a multiple of 8 between 32 and {MAX_SIZE}")
@@ -137,10 +137,10 @@ class Predictor:
         """Runs the network on photos of any sizes.
 
         Args:
-            photos: uint8 or uint16, gray [H, W], sRGB [H, W, 3], or with alpha [H, W, 2] or [H, W, 4]; of color photos
-                only the lightness is used. They are kept in the predictions, not copied.
-            style: another such photo, whose global features are taken instead of the photos' own (Iizuka, section 6.3).
-            hint: name or number of a class, which the global features are moved to until the classifier says so.
+            photos: uint8 or uint16, gray [H, W], sRGB [H, W, 3], or with alpha [H, W, 2] or [H, W, 4]. Only the
+                lightness of color photos is used. The predictions keep them, without a copy.
+            style: another such photo, whose global features replace the photos' (Iizuka, section 6.3).
+            hint: name or number of a class; the global features are moved until the classifier predicts it.
 
         Raises:
             ValueError: for an array that is not a photo, an unknown class, a model whose colors depend on neither style
@@ -172,10 +172,10 @@ class Predictor:
         return [p.render(temperature=temperature, saturation=saturation) for p in predictions]
 
     def class_number(self, hint: str) -> int:
-        """The number of a class given by its name, in any spelling of case and spaces, or by its number.
+        """The number of a class by its name, ignoring case, hyphens and underscores, or by its number.
 
         Raises:
-            ValueError: if there is none; names those that are like it.
+            ValueError: if there is no such class; lists similar ones.
         """
         wanted = _normalized(hint)
         names = [_normalized(name) for name in self.class_names]
@@ -185,16 +185,18 @@ class Predictor:
             return int(hint)
         similar = [name for name, normalized in zip(self.class_names, names, strict=True) if wanted in normalized]
         shown = ", ".join((similar or self.class_names)[:8]) + ("" if similar else ", …")
-        raise ValueError(f"hint is {hint!r}, no class of this colorizer; its {len(names)} classes are {shown}")
+        raise ValueError(
+            f"hint is {hint!r}, which is not a class of this colorizer; its {len(names)} classes are {shown}"
+        )
 
     def _run(self, photos: Sequence[np.ndarray], style: np.ndarray | None, hint: int | None) -> list[Prediction]:
-        # Squeezed into the square that the network was trained on. Its colors are better so than at the photo's own
-        # aspect ratio; docs/color.md has the comparison.
+        # Resized to the square that the network was trained on: the colors are better than at the photo's aspect ratio
+        # (docs/color.md).
         trained_size = self.config.data.image_size
         squares = [_square(photo, self.size) for photo in photos]
         trained = None if self.size == trained_size else [_square(photo, trained_size) for photo in photos]
         styles = None if style is None else [_square(style, trained_size)] * len(photos)
-        # A lone photo is not made a full batch; all else is, so that there are two programs at most.
+        # A single photo is a batch of its own. All other batches are padded, so that there are only two programs.
         padded = 1 if len(photos) == 1 else self.batch_size
         color, guide, probabilities = jax.device_get(
             self._forward(
@@ -230,8 +232,8 @@ def _forward(
 
     Args:
         photos: uint8 [B, size, size, 3].
-        trained: uint8 [B, image_size, image_size, 3], the same photos at the trained size, unless that is the size.
-        styles: alike, of the style.
+        trained: uint8 [B, image_size, image_size, 3], the same photos at the trained size; None if `size` is that.
+        styles: the style photos, in the same form.
         hint: int32 [B].
     """
     l = color.lightness(photos, gray=False)
@@ -242,8 +244,8 @@ def _forward(
     if trained is not None:
         global_l = trained_l if global_l is None else global_l
         sized = program(params, stats, l, global_l=global_l, hint=hint, train=False)[0].color
-        # At another size the same network says other colors. So the size brings the detail alone, and what is coarser
-        # than four pixels of the trained size is as it is there.
+        # At another size the same network predicts other colors. So only the detail comes from this size, and what is
+        # coarser than four pixels comes from the trained size.
         coarse = colors.shape[1] * stride // 4
         colors = sized + _resized(_resized(colors, coarse) - _resized(sized, coarse), sized.shape[1])
     return colors, color.downsample(l, factor=stride)[..., 0], jax.nn.softmax(outputs.class_logits)

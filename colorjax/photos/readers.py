@@ -31,14 +31,14 @@ def decode(image: Image.Image, stream: BinaryIO) -> Decoded:
     notes: list[str] = []
     deep = _has_sixteen_bit_color(image)
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        notes.append("of its several frames only the first is colored")
+        notes.append("only the first of its frames is colored")
     orientation = image.getexif().get(metadata.ORIENTATION, 1)
     kept = metadata.read(image)
     if deep:
         pixels, alpha = _sixteen_bit_color(image, stream, notes)
     else:
         image.load()
-        # Pillow turns a TIFF itself, and takes the tag away.
+        # Pillow turns a TIFF upright itself, and removes the tag.
         orientation = image.getexif().get(metadata.ORIENTATION, 1)
         pixels, alpha = _deep_gray(image) if image.mode.startswith(("I", "F")) else _eight_bit(image, notes)
     if image.info.get("icc_profile"):
@@ -77,7 +77,7 @@ def _deep_gray(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     alpha = None if transparent is None else np.where(values == transparent, 0, 65535).astype(np.uint16)
     if image.mode == "F":
         if not (values.min() >= 0 and values.max() <= 1):
-            raise ValueError("a photo of floating-point numbers must lie in 0…1")
+            raise ValueError("a photo of floating-point numbers must have values of 0…1")
         values = np.round(values * 65535)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"{image.mode}: integers of {values.min()}…{values.max()} do not fit into 16 bits")
@@ -85,12 +85,12 @@ def _deep_gray(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     if tags.get(258) == (12,):
         values = (values << 4) | (values >> 8)
     if image.mode.startswith("I;16") and tags.get(262) == 0:
-        values = 65535 - values  # "white is zero", which Pillow heeds for 8 bits alone
+        values = 65535 - values  # "white is zero", which Pillow only handles for 8 bits
     return values, alpha
 
 
 def _has_sixteen_bit_color(image: Image.Image) -> bool:
-    """To be asked first, since to read a PNG's metadata Pillow decodes it, and forgets."""
+    """Whether it has 16-bit color. Call it first: Pillow forgets it when it decodes a PNG to read its metadata."""
     if image.format == "TIFF":
         tags: Any = image
         return tags.tag_v2.get(262) == 2 and max(tags.tag_v2.get(258, (1,))) == 16
@@ -98,7 +98,7 @@ def _has_sixteen_bit_color(image: Image.Image) -> bool:
 
 
 def _sixteen_bit_color(image: Image.Image, stream: BinaryIO, notes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
-    # Pillow has no such mode and would keep the high byte alone.
+    # Pillow has no such mode, and would keep only the high byte.
     try:
         import imagecodecs
         import tifffile
@@ -142,7 +142,7 @@ def _in_srgb(image: Image.Image, profile: bytes, notes: list[str]) -> Image.Imag
         parsed: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if parsed.profile.xcolor_space.strip() == "RGB" and image.mode in ("1", "L", "RGB"):
             if _is_srgb(profile, notes):
-                return image  # as it is: the conversion would round
+                return image  # unchanged, since the conversion would round
             image = image.convert("RGB")
         return _converted(image, parsed)
     except (ImageCms.PyCMSError, OSError, ValueError):
@@ -151,7 +151,7 @@ def _in_srgb(image: Image.Image, profile: bytes, notes: list[str]) -> Image.Imag
 
 
 def _is_srgb(profile: bytes, notes: list[str]) -> bool:
-    """Whether converting by it would change no 8-bit color by more than rounding does; true of a broken one."""
+    """Whether converting by the profile changes no 8-bit color by more than rounding; True for a broken profile."""
     axis = np.linspace(0, 255, 9).round().astype(np.uint8)
     colors = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(27, 27, 3)
     try:
@@ -176,7 +176,7 @@ def _converted(image: Image.Image, profile: Any) -> Image.Image:
 
 
 def _array(image: Image.Image) -> np.ndarray:
-    """As np.asarray, in bands, since Pillow makes two more copies of what it hands over."""
+    """Like np.asarray, but in bands: Pillow makes two more copies of what it converts."""
     image.load()
     shape = (image.height, image.width) + (() if image.mode in ("1", "L") else (len(image.getbands()),))
     array = np.empty(shape, np.uint8)
@@ -188,7 +188,7 @@ def _array(image: Image.Image) -> np.ndarray:
 
 
 def _upright(x: np.ndarray, orientation: Any) -> np.ndarray:
-    """Turns an array [H, W, ...] as EXIF's orientation, 1…8, asks; a view."""
+    """A view of an array [H, W, ...], turned upright from EXIF's orientation, 1…8."""
     if orientation in (5, 6, 7, 8):
         x = x.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

@@ -1,6 +1,6 @@
-"""Between a photo's own resolution and the network's: the photo down, and the color up again.
+"""Resampling between a photo's resolution and the network's: the photo down, the predicted color up.
 
-Only the color changes its resolution. The lightness stays as it is, and guides the color to the photo's edges.
+The lightness keeps its resolution, and guides the color to the photo's edges.
 """
 
 import functools
@@ -14,17 +14,17 @@ from PIL import Image
 
 from colorjax import color
 
-_TILE = 256  # pixels, the side of what is colored at once: few programs, and little memory, for photos of any size
+_TILE = 256  # pixels: photos are colored in squares of this side, so that programs are few and memory is small
 _BAND = 1 << 22  # pixels that are scaled down at once
 _SIGMA = 0.7  # of the window, in pixels of the color map
-_NOISE = 16.0  # L²: lightness that varies by less does not guide
+_NOISE = 16.0  # L²: smaller variations of the lightness do not guide the color
 
 
 def thumbnail(photo: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """A photo scaled as the training photos were: by the mean of the area that a pixel covers, over white.
+    """A photo scaled as the training photos were, by the mean of each pixel's area; transparent parts become white.
 
     Args:
-        photo: uint8 or uint16 [H, W], or [H, W, 1…4], of which a second or fourth channel is alpha.
+        photo: uint8 or uint16 [H, W] or [H, W, 1…4]; a second or fourth channel is alpha.
         height: of the result, in pixels.
         width: of the result, in pixels.
 
@@ -47,11 +47,11 @@ def thumbnail(photo: np.ndarray, *, height: int, width: int) -> np.ndarray:
 
 
 def render(photo: np.ndarray, ab: ArrayLike, guide: ArrayLike, *, saturation: float = 1.0) -> np.ndarray:
-    """Colors a photo, keeping its lightness.
+    """Colors a photo, and keeps its lightness.
 
-    The color is up-sampled bilinearly, and with it the slope of the color over the lightness within a window of some
-    pixels (He, Sun and Tang, *Guided Image Filtering*, ECCV 2010, equation 5): by that slope it follows where the photo
-    is lighter or darker than its own small copy, hence its edges and its texture.
+    The color is up-sampled bilinearly. So is its slope over the lightness, from a window of some pixels (He, Sun and
+    Tang, *Guided Image Filtering*, ECCV 2010, equation 5). By that slope the color follows the photo's edges and
+    texture, where the photo is lighter or darker than its small copy.
 
     Args:
         photo: uint8 or uint16 [H, W, ...] as `thumbnail` takes it.
@@ -60,7 +60,7 @@ def render(photo: np.ndarray, ab: ArrayLike, guide: ArrayLike, *, saturation: fl
         saturation: factor of the chroma; 0 is gray.
 
     Returns:
-        Of the photo's dtype, [H, W, 3], sRGB. L is the photo's but for rounding; see color.to_pixels.
+        [H, W, 3] of the photo's dtype, sRGB. L is the photo's up to rounding; see color.to_pixels.
     """
     maps = _maps(jnp.asarray(ab, jnp.float32), jnp.asarray(guide, jnp.float32))
     if photo.ndim == 3:
@@ -91,7 +91,7 @@ def _put(result: np.ndarray, top: int, left: int, colored: jax.Array) -> None:
 
 @jax.jit
 def _maps(ab: jax.Array, guide: jax.Array) -> jax.Array:
-    """[h, w, 4]: the slope s of a and b over L, and what is left at the guide: ab = s · L + (ab − s · guide)."""
+    """[h, w, 4]: the slope s of a and b over L, and the offset t, where ab = s · L + t: t = ab − s · guide."""
     down, across = (_gaussian(n) for n in guide.shape)
     guide = guide[..., None]
 
@@ -114,7 +114,7 @@ def _tile(photo: jax.Array, maps: jax.Array, down: jax.Array, across: jax.Array,
 
 
 def _separable(down: ArrayLike, x: jax.Array, across: ArrayLike) -> jax.Array:
-    """A linear map of the rows [Y, h] and one of the columns [X, w], of x [h, w, C]: [Y, X, C]."""
+    """Applies a linear map to the rows [Y, h], and one to the columns [X, w], of x [h, w, C]: [Y, X, C]."""
     return jnp.einsum("yh,hwc,xw->yxc", down, x, across, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -126,13 +126,13 @@ def _gaussian(n: int) -> np.ndarray:
 
 
 def _bilinear(pixels: int, n: int) -> np.ndarray:
-    """float32 [pixels rounded up to whole tiles, n]: the weights of n map entries at each pixel's center."""
+    """Bilinear weights of n map entries at each pixel's center: float32 [pixels rounded up to whole tiles, n]."""
     at = (np.arange(-(-pixels // _TILE) * _TILE) + 0.5) * n / pixels - 0.5
     return np.maximum(0, 1 - np.abs(np.clip(at, 0, n - 1)[:, None] - np.arange(n))).astype(np.float32)
 
 
 def _over_white(photo: np.ndarray) -> np.ndarray:
-    """uint8 [H, W] or [H, W, 3] of any photo."""
+    """Any photo as uint8 [H, W] or [H, W, 3], blended with white where it is transparent."""
     if photo.dtype == np.uint16:
         photo = (photo >> 8).astype(np.uint8)
     if photo.ndim == 2:

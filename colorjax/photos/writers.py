@@ -21,16 +21,16 @@ def _jpeg(rgb: np.ndarray, alpha: np.ndarray | None, metadata: dict[str, Any], t
         cover = alpha[..., None].astype(np.uint16)
         rgb = ((rgb * cover + 255 * (255 - cover) + 127) // 255).astype(np.uint8)
     options = {k: metadata[k] for k in ("dpi", "icc_profile", "comment") if k in metadata}
-    # A JPEG's segment ends at 64 kB; what is larger cannot stand in one.
+    # A segment of a JPEG has at most 64 kB.
     options |= {k: metadata[k] for k in ("exif", "xmp") if k in metadata and len(metadata[k]) < 65_000}
     segments = (b"\xff\xed" + struct.pack(">H", len(s) + 2) + s for s in metadata.get("photoshop", ()))
-    # Without sub-sampling: the color follows edges to the pixel.
+    # Without chroma subsampling, the color is as sharp as the lightness.
     Image.fromarray(rgb).save(target, "JPEG", quality=quality, subsampling=0, extra=b"".join(segments), **options)
 
 
 def _webp(rgb: np.ndarray, alpha: np.ndarray | None, metadata: dict[str, Any], target: BinaryIO, quality: int) -> None:
     options = {k: metadata[k] for k in ("exif", "xmp", "icc_profile") if k in metadata}
-    # exact: also the color under what is transparent stays.
+    # exact: keeps the color of transparent pixels.
     _image(_to_8_bit(rgb), alpha).save(target, "WEBP", quality=quality, exact=True, **options)
 
 
@@ -45,8 +45,8 @@ def _png(rgb: np.ndarray, alpha: np.ndarray | None, metadata: dict[str, Any], ta
     if rgb.dtype == np.uint8:
         _image(rgb, alpha).save(target, "PNG", pnginfo=text, **options)
         return
-    # Pillow has no 16-bit color. It writes one pixel with all the metadata, and the photo's chunks
-    # are put in that one's place.
+    # Pillow has no 16-bit color. It writes a PNG of one pixel with all the metadata, whose pixel chunks are then
+    # replaced by the photo's.
     model = io.BytesIO()
     Image.new("RGB", (1, 1)).save(model, "PNG", pnginfo=text, **options)
     chunks = model.getvalue()
@@ -81,7 +81,7 @@ def _deflated_png_rows(rgb: np.ndarray, alpha: np.ndarray | None) -> Iterator[by
 
 
 def _tiff(rgb: np.ndarray, alpha: np.ndarray | None, metadata: dict[str, Any], target: BinaryIO, quality: int) -> None:
-    """Strips of deflated differences. Written here, since Pillow has no 16-bit color."""
+    """Writes strips of deflated differences; Pillow cannot write 16-bit color."""
     del quality
     channels = 3 if alpha is None else 4
     strips = []
@@ -168,4 +168,4 @@ def _to_8_bit(x: np.ndarray) -> np.ndarray:
 
 
 WRITERS: dict[str, _Writer] = {"JPEG": _jpeg, "WEBP": _webp, "PNG": _png, "TIFF": _tiff}
-"""Format -> what writes (rgb, alpha, metadata, target, quality)."""
+"""Format -> a function that writes (rgb, alpha, metadata, target, quality)."""

@@ -31,11 +31,11 @@ STYLE = """<style>
 
 @dataclass(frozen=True)
 class _Session:
-    """What the server keeps of a visitor's photo.
+    """What the server keeps about a visitor's photo.
 
     Attributes:
-        upload: the file as it was dropped, in the page's own folder.
-        gray: the picture on the slider's left, a JPEG there.
+        upload: the uploaded file, in the page's folder.
+        gray: the picture on the slider's left, a JPEG in the same folder.
         preview: the prediction for the photo, to be rendered at the page's size.
     """
 
@@ -45,13 +45,13 @@ class _Session:
 
 
 def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels: int) -> Any:
-    """The page, not yet served.
+    """Builds the page; `server.serving` serves it.
 
     Args:
         predictor: colors the photos, one at a time.
-        folder: of the page's temporary files.
-        max_bytes: of a file; it is `serving` that refuses more.
-        max_pixels: of a photo; more is refused.
+        folder: for the page's temporary files.
+        max_bytes: of an upload; only shown, since `serving` refuses more.
+        max_pixels: of a photo; more are refused.
 
     Returns:
         A gradio.Blocks.
@@ -71,7 +71,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
             raise ValueError(f"{path.name} {_DELETED}") from None
         except ValueError as e:
             raise ValueError(f"{path.name}: {str(e).removeprefix('the photo: ')}") from e
-        os.utime(path)  # its half hour begins anew
+        os.utime(path)  # keeps it for another half hour
         return photo
 
     def show(session: _Session, saturation: float, temperature: float) -> tuple[str, str]:
@@ -86,7 +86,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
         saturation: float,
         temperature: float,
     ) -> list[Any]:
-        """Colors what was dropped, or the session's photo anew; what cannot be read leaves the page as it is."""
+        """Colors the uploaded photo, or the session's photo again. A file that cannot be read changes nothing."""
         try:
             path = Path(upload) if upload else _kept(session).upload
             pixels = read(path).array
@@ -102,7 +102,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
 
     def render(session: _Session | None, saturation: float, temperature: float) -> list[Any]:
         try:
-            # The session is given back so that its half hour begins anew.
+            # Returning the session keeps it for another half hour.
             return [_message(""), show(_kept(session), saturation, temperature), session]
         except ValueError as e:
             return [_message(str(e)), gr.skip(), None]
@@ -121,7 +121,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
 
     def upload_box(label: str, **options: Any) -> Any:
         box = gr.File(label=label, show_label=False, file_types=list(READABLE_SUFFIXES), **options)
-        # Gradio's own would leave an empty temporary file at every call.
+        # Gradio's method leaves an empty temporary file at every call.
         box.preprocess = lambda payload: None if payload is None else payload.path
         return box
 
@@ -200,7 +200,7 @@ def _gradio() -> Any:
 
 
 def theme() -> Any:
-    """Gradio's own theme without fonts from elsewhere, and without any color beside the photo's."""
+    """Gradio's default theme in gray, with the system's fonts, so that none is fetched."""
     from gradio.themes import Default
 
     fonts = ["system-ui", "sans-serif"]
@@ -208,7 +208,11 @@ def theme() -> Any:
 
 
 def _kept(session: _Session | None) -> _Session:
-    """The session, if its files are still there; their half hour begins anew."""
+    """The session if its files still exist; they are kept for another half hour.
+
+    Raises:
+        ValueError: if they do not.
+    """
     if session is not None:
         with contextlib.suppress(FileNotFoundError):
             for path in (session.upload, session.gray):
@@ -231,7 +235,7 @@ def _reduced(pixels: np.ndarray) -> np.ndarray:
 
 
 def _picture(rgb: np.ndarray, folder: Path) -> Path:
-    """Writes a picture for the page; full chroma, since color is what is looked at."""
+    """Writes a picture for the page, without chroma subsampling."""
     path = folder / f"{secrets.token_hex(16)}.jpg"
     Image.fromarray(rgb).save(path, quality=90, subsampling=0)
     return path

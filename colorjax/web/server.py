@@ -1,8 +1,8 @@
-"""Serves the page: to whom, within which limits, and for how long its files are kept.
+"""Serves the page.
 
-Whoever reaches the server is a stranger to it: only the page's own requests are answered (web/access.py), no file of
-the server can be read, nothing is fetched from elsewhere, and uploads, pixels, sessions and the queue have limits. A
-photo is kept for half an hour after its last use.
+No visitor is trusted: only the page's own requests are answered (web/access.py), files outside its folder cannot be
+read, nothing is fetched from elsewhere, and uploads, pixels, sessions and the queue have limits. A photo is deleted
+half an hour after its last use.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def serving(
 
     Args:
         predictor: colors the photos, one at a time.
-        host: address to listen on; 127.0.0.1 is reached from this machine alone.
+        host: address to listen on; 127.0.0.1 is reached only from this machine.
         port: a free one.
         max_megabytes: of an uploaded file, 2**20 bytes each.
         max_megapixels: of a photo, 10**6 pixels each.
@@ -46,7 +46,7 @@ def serving(
     Yields:
         The page's address.
 
-    One page at a time in a process: Gradio takes its folder from the environment.
+    A process can serve one page at a time, since Gradio takes its folder from the environment.
 
     Raises:
         ImportError: if Gradio is not installed.
@@ -54,8 +54,8 @@ def serving(
     """
     if not _is_loopback(host):
         _log.warning(
-            "The page listens on %s: whoever reaches port %d of this machine can use it, without a password. "
-            "--host=127.0.0.1 keeps it to this machine.",
+            "The page listens on %s: anyone who reaches port %d of this machine can use it, without a password. "
+            "--host=127.0.0.1 restricts it to this machine.",
             host,
             port,
         )
@@ -88,7 +88,7 @@ def serving(
             )
         except OSError as e:
             raise OSError(
-                f"no page can be served on {host}, port {port}, which may be taken; take another ({e})"
+                f"the page cannot be served on {host}, port {port}, which may be taken: give another --port ({e})"
             ) from e
         stop = threading.Event()
         threading.Thread(target=_delete_unused_files, args=(folder, stop), daemon=True).start()
@@ -108,7 +108,7 @@ def _is_loopback(host: str) -> bool:
 
 @contextlib.contextmanager
 def _environment(folder: Path) -> Iterator[None]:
-    """What Gradio is told by the environment: to send nothing to anyone, and to serve no folder but the page's own."""
+    """Sets the environment variables that keep Gradio from sending data, and from serving any other folder."""
     told = {
         "GRADIO_ANALYTICS_ENABLED": "False",
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -156,10 +156,10 @@ def test_wrong_arguments_are_one_line_and_status_2(
         (("x.png", "--out", tmp_path, "--size", "1000000000"), "not a multiple of 8 between 32 and 4096"),
         (("x.png", "--out", tmp_path, "--batch_size", "0"), "--batch-size: '0' is not a whole number between 1 and"),
         (("x.png", "--out", tmp_path, "--style", tmp_path / "no.jpg"), "no.jpg: No such file or directory"),
-        (("x.png", "--out", tmp_path, "--style", no_photo), "letter.jpg: no photo that can be read"),
+        (("x.png", "--out", tmp_path, "--style", no_photo), "letter.jpg: not a photo in a format that is read"),
         (
             ("x.png", "--out", tmp_path, "--hint", "soup"),
-            "hint is 'soup', no class of this colorizer; its 8 classes are",
+            "hint is 'soup', which is not a class of this colorizer; its 8 classes are",
         ),
         (("x.png", "--out", tmp_path, "--checkpoint", checkpoint), f"did you mean the folder above, {untrained}?"),
         (("x.png", "--out", tmp_path, "--checkpoint", "nothing"), "neither a folder nor the name of shipped weights"),

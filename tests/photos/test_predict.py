@@ -99,7 +99,9 @@ def test_a_hint_moves_the_class_and_the_colors(predictor: Predictor, photos: lis
         (hinted,) = predictor.predict(photos[:1], hint=hint)
         assert hinted.class_probabilities.argmax() == unlikely
         assert np.abs(hinted.color - plain.color).max() > 0.01
-    with pytest.raises(ValueError, match="hint is 'soup', no class of this colorizer; its 8 classes are astronaut"):
+    with pytest.raises(
+        ValueError, match="hint is 'soup', which is not a class of this colorizer; its 8 classes are astronaut"
+    ):
         predictor.predict(photos[:1], hint="soup")
 
 
@@ -181,7 +183,7 @@ def test_a_film_keeps_its_sound_rate_and_lightness(predictor: Predictor, tmp_pat
     jobs = [Job(film, out / "film.mp4"), Job(broken, out / "broken.mkv"), Job(film, out / long)]
     results = list(pipeline.color_files(jobs, predictor, pipeline.Look()))
     assert [result.notes for result in results] == [("6 frames",), (), ("6 frames",)]
-    assert "broken.mkv: no film that ffmpeg can read" in str(results[1].error)
+    assert "broken.mkv: not a film that ffmpeg can read" in str(results[1].error)
     assert {path.name for path in out.iterdir()} == {"film.mp4", long}
     probe = [
         "ffprobe",
