@@ -26,13 +26,16 @@ from jax.typing import DTypeLike
 Form = Callable[..., Any]
 
 
-def by_platform(
-    *operands: Any, default: Form, cpu: Form | None = None, gpu: Form | None = None, tpu: Form | None = None
-) -> Any:
-    """Calls the form for the platform that the program is lowered for, and `default` where there is none."""
-    platforms = {"cpu": cpu, "cuda": gpu, "rocm": gpu, "tpu": tpu}
-    forms = {platform: form for platform, form in platforms.items() if form is not None}
-    return lax.platform_dependent(*operands, default=default, **forms) if forms else default(*operands)
+def by_platform(*operands: Any, default: Form, **forms: Form | None) -> Any:
+    """Calls the form for the platform that the program is lowered for, or `default` if that has none.
+
+    Args:
+        operands: arrays, or trees of them.
+        default: the form for all other platforms.
+        forms: by JAX's names of platforms: cpu, cuda, rocm, tpu. None is no form.
+    """
+    known = {platform: form for platform, form in forms.items() if form is not None}
+    return lax.platform_dependent(*operands, default=default, **known) if known else default(*operands)
 
 
 def llvm_kernels_run(*shapes: tuple[Any, ...]) -> bool:

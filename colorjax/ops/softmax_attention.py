@@ -51,10 +51,13 @@ def dot_product_attention(
         )
     if block_size < 1:
         raise ValueError(f"block_size must be positive, got {block_size}")
-    flash = q.shape[2] <= _FLASH_FEATURES and q.shape[1] and q.dtype == k.dtype == v.dtype
-    if implementation == "cudnn" or (not implementation and flash and dispatch.has_cudnn_attention(q.dtype)):
-        return flash_attention(q, k, v, implementation="cudnn")
-    return _attention(min(block_size, max(q.shape[1], 1)), implementation, q, k, v)
+    flash = functools.partial(flash_attention, implementation="cudnn")
+    if implementation == "cudnn":
+        return flash(q, k, v)
+    takes_flash = q.shape[2] <= _FLASH_FEATURES and q.shape[1] and q.dtype == k.dtype == v.dtype
+    chosen = implementation is None and takes_flash and dispatch.has_cudnn_attention(q.dtype)
+    form = functools.partial(_attention, min(block_size, max(q.shape[1], 1)), implementation)
+    return dispatch.by_platform(q, k, v, default=form, cuda=flash if chosen else None)
 
 
 _FLASH_FEATURES = 128

@@ -15,13 +15,13 @@ def _lowered(platform: str, **forms: Any) -> str:
 
 
 def test_a_program_takes_the_form_of_the_platform_that_it_is_lowered_for():
-    forms: dict[str, Any] = {"cpu": jnp.cos, "gpu": jnp.exp, "tpu": jnp.tanh}
+    forms: dict[str, Any] = {"cpu": jnp.cos, "cuda": jnp.exp, "rocm": jnp.exp, "tpu": jnp.tanh}
     operations = {"cpu": "cosine", "cuda": "exponential", "rocm": "exponential", "tpu": "tanh"}
     for platform, operation in operations.items():
         text = _lowered(platform, **forms)
         assert {name for name in ("sine", *operations.values()) if f"stablehlo.{name} " in text} == {operation}
     assert all("stablehlo.sine" in _lowered(platform) for platform in operations)
-    assert "stablehlo.sine" in _lowered("tpu", cpu=jnp.cos, gpu=None)
+    assert "stablehlo.sine" in _lowered("tpu", cpu=jnp.cos, cuda=None)
 
 
 def test_llvm_kernels_need_one_cpu_and_known_sizes(monkeypatch):
