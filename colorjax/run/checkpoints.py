@@ -202,7 +202,8 @@ class Checkpoints:
     def _fail(self, step: int, error: Exception) -> None:
         # The text of TensorStore's errors holds the system's code.
         code = re.search(r"os_error_code='(\d+)'", str(error))
-        reason = f"{os.strerror(int(code[1]))} in {self._directory}" if code else one_line(error, limit=200)
+        text = str(error) if isinstance(error, OSError) else error
+        reason = f"{os.strerror(int(code[1]))} in {self._directory}" if code else one_line(text, limit=200)
         self._failure = OSError(f"the checkpoint of step {step} is not saved: {reason}")
         latest = self.latest_step()
         kept = "there is none before it" if latest is None else f"that of step {latest} is the newest"

@@ -93,10 +93,8 @@ def train(config: Config, workdir: str | Path) -> None:
 def _check_stage(config: Config, stage: str, workdir: Path, mesh: Mesh, *, classes: int, trace: bool) -> None:
     """Builds a stage, and with `trace` traces its steps on the mesh, which refuses what it cannot run with."""
     program, params, stats = abstract_model(config, stage, classes=classes)
-    if stage == "joint":
-        check_prior(config, workdir)
-        if latest_step(workdir, stage) is None:
-            check_pretrained(config, workdir, params, stats, classes=classes)
+    if stage == "joint" and latest_step(workdir, stage) is None:
+        check_pretrained(config, workdir, params, stats, classes=classes)
     optimizer = make_optimizer(config, stage)
     # The values of prior and weights change nothing in a trace.
     uniform = np.full(color.NUM_BINS, 1 / color.NUM_BINS)
@@ -120,6 +118,8 @@ def _check_stage(config: Config, stage: str, workdir: Path, mesh: Mesh, *, class
 
     jax.eval_shape(train_step, state, batch(config[stage].batch_size))
     jax.eval_shape(eval_step, params, stats, batch(eval_batch_size(mesh.devices.size)))
+    if stage == "joint":
+        check_prior(config, workdir)
 
 
 def _train_stage(
