@@ -17,6 +17,7 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
+from test_layout import OWNERS
 
 from colorjax.cli import COMMANDS, arguments, configuration
 from colorjax.evaluation.summary import METRICS
@@ -168,6 +169,12 @@ def test_the_layout_is_the_trees(page: str) -> None:
     assert rooms <= named
 
 
+def test_the_owners_of_libraries_are_those_that_the_layout_allows() -> None:
+    text = (ROOT / "docs" / "design.md").read_text()
+    table = text[text.index("## Who owns what") : text.index("## The path of a photo")]
+    assert set(re.findall(r"`(\w+/[\w/]+\.py)`", table)) >= set().union(*OWNERS.values())
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
@@ -208,6 +215,7 @@ SMALL = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a dozen processes, most of which compile
 def test_the_readmes_commands_run(untrained: Path, tmp_path: Path) -> None:
     """With the sample for Food-101, one step a stage, and a trained run that is ready."""
     (tmp_path / "runs").mkdir()
