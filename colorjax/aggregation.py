@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from colorjax import gpu_patch_sum
 from colorjax.devices import takes_cpu_kernels
 
 
@@ -24,7 +25,7 @@ def patch_sum(
     weights: jax.Array,
     *,
     kernel_size: int,
-    implementation: Literal["xla", "pallas", "interpret"] | None = None,
+    implementation: Literal["xla"] | None = None,
 ) -> jax.Array:
     """Sums the k×k patch around each pixel with that pixel's own weights.
 
@@ -33,9 +34,9 @@ def patch_sum(
         weights: floating [B, H, W, k², G]: the patch's offsets row by row, then the weight
             channels. Channel c of the values takes weight channel c mod G.
         kernel_size: k, odd; the reflection reaches k // 2 pixels out of the image.
-        implementation: None takes what was measured to be fastest: on a CPU colorjax.aggregation_kernels, where they
-            serve, and else "xla", the reference, which runs everywhere. "pallas" is colorjax.aggregation_pallas on one
-            GPU, and "interpret" the same on any device, slowly, for tests.
+        implementation: None takes what is best for the device that the program is lowered for: on a CPU
+            colorjax.aggregation_kernels, where they serve, on a GPU colorjax.gpu_patch_sum, and else "xla", the
+            reference, which runs everywhere.
 
     Returns:
         [B, H, W, C] of the values' dtype; summed in float32. Both gradients are summed in float32
@@ -45,16 +46,11 @@ def patch_sum(
         ValueError: if k is even, a shape does not fit the others, C is not a multiple of G, or
             H or W is not larger than k // 2 (the reflection needs that many rows).
     """
-    _check(values.shape, weights.shape, kernel_size)
-    if implementation in ("pallas", "interpret"):
-        # Imported here, as Pallas takes a part of a second.
-        from colorjax import aggregation_pallas
-
-        return aggregation_pallas.patch_sum(kernel_size, implementation == "interpret", values, weights)
+    check(values.shape, weights.shape, kernel_size)
     return _patch_sum(kernel_size, implementation is None, values, weights)
 
 
-def _check(values: tuple[int, ...], weights: tuple[int, ...], kernel_size: int) -> None:
+def check(values: tuple[int, ...], weights: tuple[int, ...], kernel_size: int) -> None:
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
     if len(values) != 4:
@@ -89,6 +85,8 @@ def _kernels(values: jax.Array, weights: jax.Array) -> ModuleType | None:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _patch_sum(kernel_size: int, fastest: bool, values: jax.Array, weights: jax.Array) -> jax.Array:
     forms = {"default": functools.partial(_shifted_sum, kernel_size)}
+    if fastest:
+        forms |= {"cuda": gpu_patch_sum.forward, "rocm": gpu_patch_sum.forward}
     if fastest and (kernels := _kernels(values, weights)):
         forms["cpu"] = kernels.forward
     # What is traced on a CPU may be lowered for another device.
@@ -105,6 +103,8 @@ def _patch_sum_bwd(
     kernel_size: int, fastest: bool, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     forms = {"default": functools.partial(_shifted_sum_gradients, kernel_size)}
+    if fastest:
+        forms |= {"cuda": gpu_patch_sum.backward, "rocm": gpu_patch_sum.backward}
     if fastest and (kernels := _kernels(*residuals)):
         forms["cpu"] = kernels.backward
     return lax.platform_dependent(*residuals, cotangent, **forms)
