@@ -201,7 +201,7 @@ def nearest_bin(ab: ArrayLike) -> jax.Array:
     Returns:
         int32 [...], 0…312.
     """
-    return _nearest(ab, 1)[0][..., 0]
+    return nearest_bins(ab, count=1)[0][0]
 
 
 def soft_targets(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> jax.Array:
@@ -216,13 +216,24 @@ def soft_targets(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> ja
     Returns:
         float32 [..., 313]; each sums to 1.
     """
-    index, weight = shared_bins(ab, neighbors=neighbors, sigma=sigma)
-    # A sum of one-hot vectors fuses into the only pass that writes the 313 entries; a scatter is
+    return spread(*bin_shares(ab, neighbors=neighbors, sigma=sigma))
+
+
+def spread(bins: Sequence[jax.Array], shares: Sequence[jax.Array]) -> jax.Array:
+    """Writes shares out over all bins.
+
+    Args:
+        bins: int32 [...], one for each share; those of a colour differ.
+        shares: float32 [...] each.
+
+    Returns:
+        float32 [..., 313], 0 where no share is.
+    """
+    # A sum of one-hot vectors fuses with whatever takes the 313 entries, so that they need not be written; a scatter is
     # serial on CPU.
-    target = jnp.zeros((*index.shape[:-1], NUM_BINS), jnp.float32)
-    for k in range(neighbors):
-        hit = index[..., k, None] == jnp.arange(NUM_BINS)
-        target += jnp.where(hit, weight[..., k, None], 0.0)
+    target = jnp.zeros((), jnp.float32)
+    for index, share in zip(bins, shares, strict=True):
+        target += jnp.where(index[..., None] == jnp.arange(NUM_BINS), share[..., None], 0.0)
     return target
 
 
@@ -232,8 +243,20 @@ def shared_bins(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> tup
     Returns:
         int32 and float32 [..., neighbors]: the bins, by distance, and their shares, which sum to 1.
     """
-    index, squared_distance = _nearest(ab, neighbors)
-    return index, jax.nn.softmax(-squared_distance / (2 * sigma**2), axis=-1)
+    bins, shares = bin_shares(ab, neighbors=neighbors, sigma=sigma)
+    return jnp.stack(bins, axis=-1), jnp.stack(shares, axis=-1)
+
+
+def bin_shares(
+    ab: ArrayLike, *, neighbors: int, sigma: float, in_gamut: bool = False
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """As `shared_bins`, an array of [...] for each neighbour, which is what wide vectors want; `in_gamut` as in
+    `nearest_bins`."""
+    bins, squared_distances = nearest_bins(ab, count=neighbors, in_gamut=in_gamut)
+    # A softmax over the neighbours, of which the first has the largest logit.
+    powers = [jnp.exp((squared_distances[0] - d) / (2 * sigma**2)) for d in squared_distances]
+    total = sum(powers[1:], powers[0])
+    return bins, [power / total for power in powers]
 
 
 def annealed_mean(logits: ArrayLike, *, temperature: float = 0.38) -> jax.Array:
@@ -389,37 +412,121 @@ def _products(matrix: np.ndarray, color: Sequence[Any]) -> list[Any]:
     return [r * m[0] + g * m[1] + b * m[2] for m in matrix.tolist()]
 
 
-def _nearest(ab: ArrayLike, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` nearest bins: int32 index and float32 squared distance, [..., count] each."""
-    bins = ab_bins()
-    low, high = bins.min(axis=0), bins.max(axis=0)
-    ab = jnp.clip(jnp.asarray(ab, jnp.float32), low, high)
-    cell = jnp.round((ab - low) / BIN_STEP).astype(jnp.int32)
-    candidates = jnp.asarray(_candidates(count))[cell[..., 0], cell[..., 1]]
-    difference = ab[..., None, :] - jnp.asarray(bins, jnp.float32)[candidates]
-    squared_distance = jnp.square(difference).sum(axis=-1)
-    negative, which = jax.lax.top_k(-squared_distance, count)
-    return jnp.take_along_axis(candidates, which, axis=-1), -negative
+def nearest_bins(ab: ArrayLike, *, count: int, in_gamut: bool = False) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The nearest bins of each colour, by distance, the lower index first on a tie.
+
+    The bins pass by in their order, and a sorted list of the nearest so far is kept: comparisons and selections alone,
+    which are the same few instructions on every device, with no gather, sort or reduction.
+
+    Args:
+        ab: floating [..., 2]; colours outside of sRGB's −90…100 × −110…100 are clamped to it.
+        count: how many, 1…313.
+        in_gamut: whether all are colours, or means of colours, that sRGB has with some lightness. Then the bins around
+            the colour's own cell of the grid are enough, a tenth of the work. Of other colours the result is undefined.
+
+    Returns:
+        int32 [...] index and float32 [...] squared distance, `count` of each.
+    """
+    low, high = (jnp.asarray(end, jnp.float32) for end in _box())
+    # Behind a barrier, so that whatever makes ab is made once.
+    ab = jax.lax.optimization_barrier(jnp.clip(jnp.asarray(ab, jnp.float32), low, high))
+    a, b = ab[..., 0], ab[..., 1]
+    return (_nearest_in_window if in_gamut else _nearest_of_all)(a, b, count)
+
+
+def _box() -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest a and b of the bins."""
+    return ab_bins().min(axis=0), ab_bins().max(axis=0)
+
+
+def _nearest_of_all(a: jax.Array, b: jax.Array, count: int) -> tuple[list[jax.Array], list[jax.Array]]:
+    low = _box()[0]
+    rows = tuple(jnp.asarray(x) for x in _grid_rows())
+    longest = int(_grid_rows()[1].max())
+
+    def add_row(row: jax.Array, nearest: list) -> list:
+        first, size, start = (x[row] for x in rows)
+        of_a = jnp.square(a - (int(low[0]) + BIN_STEP * row).astype(jnp.float32))
+        for column in range(longest):
+            of_b = jnp.square(b - (start + BIN_STEP * column).astype(jnp.float32))
+            distance = jnp.where(column < size, of_a + of_b, jnp.inf)
+            nearest = _inserted(nearest, jnp.broadcast_to(first + column, a.shape), distance)
+        return nearest
+
+    nearest = jax.lax.fori_loop(0, len(rows[0]), add_row, _nothing_yet(a, count))
+    return [index for index, _ in nearest], [distance for _, distance in nearest]
+
+
+def _nearest_in_window(a: jax.Array, b: jax.Array, count: int) -> tuple[list[jax.Array], list[jax.Array]]:
+    low, _ = _box()
+    firsts, sizes, starts = _grid_rows()
+    starts = (starts - low[1]) // BIN_STEP
+    row, column = (
+        jnp.round((x - int(start)) / BIN_STEP).astype(jnp.int32) for x, start in zip((a, b), low, strict=True)
+    )
+    # A row of bins as one number: where its columns start and end, and what is added to a column for the bin's index.
+    packed = (firsts - starts + NUM_BINS) * 2**10 + starts * 2**5 + starts + sizes
+    nearest = _nothing_yet(a, count)
+    for down, beside in itertools.groupby(_window(count), key=lambda offset: offset[0]):
+        there = jnp.zeros_like(row)  # a row beyond the grid is empty
+        for i in range(len(packed)):
+            there = jnp.where(row == i - down, int(packed[i]), there)
+        index, start, end = there // 2**10 - NUM_BINS, there // 2**5 % 2**5, there % 2**5
+        of_a = jnp.square(a - (BIN_STEP * (row + down) + int(low[0])).astype(jnp.float32))
+        for _, right in beside:
+            at = column + right
+            of_b = jnp.square(b - (BIN_STEP * at + int(low[1])).astype(jnp.float32))
+            distance = jnp.where((at >= start) & (at < end), of_a + of_b, jnp.inf)
+            nearest = _inserted(nearest, index + at, distance)
+        # Else XLA would rank anew for each number that is made of the ranks.
+        nearest = jax.lax.optimization_barrier(nearest)
+    return [index for index, _ in nearest], [distance for _, distance in nearest]
+
+
+def _nothing_yet(like: jax.Array, count: int) -> list[tuple[jax.Array, jax.Array]]:
+    return [(jnp.zeros(like.shape, jnp.int32), jnp.full(like.shape, jnp.inf))] * count
+
+
+def _inserted(nearest: Sequence, index: jax.Array, distance: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    """A list sorted by distance with one more in its place, behind its equals, and without the last."""
+    before, result = None, []
+    for old_index, old_distance in nearest:
+        nearer = distance < old_distance
+        if before is None:
+            new_index, new_distance = index, distance
+        else:
+            # What it is nearer than moves on by one place.
+            new_index = jnp.where(before[2], before[0], index)
+            new_distance = jnp.where(before[2], before[1], distance)
+        result.append((jnp.where(nearer, new_index, old_index), jnp.where(nearer, new_distance, old_distance)))
+        before = old_index, old_distance, nearer
+    return result
 
 
 @functools.cache
-def _candidates(count: int) -> np.ndarray:
-    """int32 [A, B, n]: for each 10×10 cell of ab, the bins that can be among its nearest `count`.
-
-    Ranking these few instead of all 313 bins makes the targets some ten times faster on CPU. A bin
-    is out when `count` others are nearer to every point of the cell than it is to any.
-    """
+def _grid_rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each a of the grid: the index of its first bin, how many it has, and the first one's b. No row has a gap."""
     bins = ab_bins()
-    low, high = bins.min(axis=0), bins.max(axis=0)
-    axes = [np.arange(low[i], high[i] + 1, BIN_STEP) for i in (0, 1)]
-    centers = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    offset = np.abs(centers[..., None, :] - bins)
-    half = BIN_STEP / 2
-    # In squared units, exact in float64 because all of them are whole numbers.
-    nearest = np.square(np.maximum(offset - half, 0)).sum(axis=-1)
-    farthest = np.square(offset + half).sum(axis=-1)
-    bound = np.sort(farthest, axis=-1)[..., count - 1, None]
-    most = (nearest <= bound).sum(axis=-1).max()
-    chosen = np.argsort(nearest, axis=-1, kind="stable")[..., :most]
-    # Ascending, for top_k settles a tie by position.
-    return np.sort(chosen, axis=-1).astype(np.int32)
+    _, firsts, sizes = np.unique(bins[:, 0], return_index=True, return_counts=True)
+    return firsts.astype(np.int32), sizes.astype(np.int32), bins[firsts, 1].astype(np.int32)
+
+
+@functools.cache
+def _window(count: int) -> list[tuple[int, int]]:
+    """The offsets, in cells and in the bins' order, at which the nearest bins of a colour of a bin's own cell can lie.
+
+    A cell is cut into 8×8 parts. A bin is out for a part when `count` others are nearer to every point of it than it is
+    to any.
+    """
+    bins, parts = ab_bins(), 8
+    half = BIN_STEP / parts / 2
+    centers = (np.arange(parts) + 0.5) * BIN_STEP / parts - BIN_STEP / 2
+    found = set()
+    for y, x in itertools.product(centers, centers):
+        offset = np.abs(bins[:, None] + (y, x) - bins)
+        # Exact in float64, as all of it are multiples of 2⁻⁶.
+        nearest = np.square(np.maximum(offset - half, 0)).sum(axis=-1)
+        farthest = np.square(offset + half).sum(axis=-1)
+        own, other = np.nonzero(nearest <= np.sort(farthest, axis=1)[:, count - 1, None])
+        found |= set(map(tuple, ((bins[other] - bins[own]) // BIN_STEP).tolist()))
+    return sorted(found)
