@@ -62,7 +62,7 @@ def augment(
         rgb, inside = jax.vmap(_resample, in_axes=(0, 0, 0, 0, None))(image, angle, magnify, offset, size)
     if flip:
         mirrored = jax.random.bernoulli(jax.random.split(key, 4)[3], shape=(batch, 1, 1))
-        rgb = jnp.where(mirrored[..., None], rgb[:, :, ::-1], rgb)
+        rgb = _stacked([jnp.where(mirrored, rgb[:, :, ::-1, i], rgb[..., i]) for i in range(3)])
         inside = jnp.where(mirrored, inside[:, :, ::-1], inside)
     return rgb, inside
 
@@ -81,13 +81,37 @@ def _resample(
     source_y, source_x = jnp.clip(source_y, 0, limit), jnp.clip(source_x, 0, limit)
     top = jnp.minimum(source_y.astype(jnp.int32), side - 2)
     left = jnp.minimum(source_x.astype(jnp.int32), side - 2)
-    down, right = (source_y - top)[..., None], (source_x - left)[..., None]
-    flat = image.reshape(side * side, 3)
+    down, right = source_y - top, source_x - left
+    # A pixel is one word, of which four are looked up, and a channel is an array of its own: a TPU would fill up a last
+    # axis of 3 to 128.
+    words = _packed(image).reshape(side * side)
 
     def corner(dy: int, dx: int) -> jax.Array:
-        return flat[(top + dy) * side + left + dx].astype(jnp.float32)
+        return words.at[(top + dy) * side + left + dx].get(mode="promise_in_bounds")
 
-    upper = corner(0, 0) * (1 - right) + corner(0, 1) * right
-    lower = corner(1, 0) * (1 - right) + corner(1, 1) * right
-    rgb = upper * (1 - down) + lower * down
-    return rgb / 255, inside.astype(jnp.float32)
+    corners = [corner(dy, dx) for dy in (0, 1) for dx in (0, 1)]
+
+    def channel(i: int) -> jax.Array:
+        upper_left, upper_right, lower_left, lower_right = (_unpacked(word, i) for word in corners)
+        upper = upper_left * (1 - right) + upper_right * right
+        lower = lower_left * (1 - right) + lower_right * right
+        return (upper * (1 - down) + lower * down) / 255
+
+    return _stacked([channel(i) for i in range(3)]), inside.astype(jnp.float32)
+
+
+def _stacked(planes: Sequence[jax.Array]) -> jax.Array:
+    """Arrays of one channel as one array, channels last."""
+    return jnp.stack(planes, axis=-1)
+
+
+def _packed(image: jax.Array) -> jax.Array:
+    """uint8 [..., 3] -> uint32 [...]."""
+    red, green, blue = (image[..., i].astype(jnp.uint32) for i in range(3))
+    return red | green << 8 | blue << 16
+
+
+def _unpacked(words: jax.Array, channel: int) -> jax.Array:
+    """One channel of `_packed`, float32 0…255."""
+    # By way of int32, from which every device converts fast.
+    return ((words >> 8 * channel) & 255).astype(jnp.int32).astype(jnp.float32)

@@ -342,7 +342,8 @@ def is_gray(ab: ArrayLike, *, threshold: float = 5.0) -> jax.Array:
     Returns:
         bool [...].
     """
-    return jnp.all(jnp.abs(jnp.asarray(ab)) <= threshold, axis=(-3, -2, -1))
+    small = [jnp.all(jnp.abs(jnp.asarray(ab)[..., i]) <= threshold, axis=(-2, -1)) for i in range(2)]
+    return small[0] & small[1]
 
 
 def downsample(x: ArrayLike, *, factor: int) -> jax.Array:
@@ -362,14 +363,24 @@ def downsample(x: ArrayLike, *, factor: int) -> jax.Array:
     b, h, w, c = x.shape
     if h % factor or w % factor:
         raise ValueError(f"cannot average {factor}×{factor} squares of an array of shape {x.shape}")
-    return x.reshape(b, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
+
+    def mean(x: jax.Array) -> jax.Array:
+        return x.reshape(b, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
+
+    def windows(x: jax.Array) -> jax.Array:
+        # A TPU would fill up the reshaped axes to 8 and 128.
+        shape = (1, factor, factor)
+        planes = [jax.lax.reduce_window(x[..., i], 0.0, jax.lax.add, shape, shape, "VALID") for i in range(c)]
+        return jnp.stack(planes, axis=-1) / factor**2
+
+    return jax.lax.platform_dependent(x, tpu=windows, default=mean)
 
 
 def _lab_from_unit_rgb(rgb: Any, xp: Any) -> Any:
     """rgb_to_lab on 0…1, in numpy (float64) for the bins or in jax.numpy (float32)."""
-    t = _matmul(_XYZ_FROM_RGB / _WHITE[:, None], _decoded(rgb, xp), xp)
-    f = _cube_root(t, xp)
-    x, y, z = f[..., 0], f[..., 1], f[..., 2]
+    # Channel by channel, since a last axis of 3 is slow on a CPU and filled up to 128 on a TPU.
+    linear = [_decoded(rgb[..., i], xp) for i in range(3)]
+    x, y, z = (_cube_root(t, xp) for t in _products(_XYZ_FROM_RGB / _WHITE[:, None], linear))
     return xp.stack([116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)], axis=-1)
 
 
@@ -400,13 +411,8 @@ def _linear_rgb(x: jax.Array, y: jax.Array, z: jax.Array) -> list[jax.Array]:
     return _products(_RGB_FROM_XYZ, xyz)
 
 
-def _matmul(matrix: np.ndarray, color: Any, xp: Any) -> Any:
-    """Applies a 3×3 matrix to the last axis, in the precision of `color` on every device."""
-    return xp.stack(_products(matrix, [color[..., i] for i in range(3)]), axis=-1)
-
-
 def _products(matrix: np.ndarray, color: Sequence[Any]) -> list[Any]:
-    """A matrix times a column of three arrays."""
+    """A matrix times a column of three arrays, in their precision on every device."""
     r, g, b = color
     # Products with Python floats stay out of TF32 and bfloat16, which cost up to 1 in Lab.
     return [r * m[0] + g * m[1] + b * m[2] for m in matrix.tolist()]
