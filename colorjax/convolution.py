@@ -36,9 +36,6 @@ def halving_convolution(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any
             preferred_element_type=options.get("preferred_element_type"),
         )
 
-    if jax.default_backend() != "cpu":
-        return convolve(x, kernel)
-
     @jax.custom_vjp
     def by_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return convolve(x, kernel)
@@ -49,7 +46,13 @@ def halving_convolution(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any
     def backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
         x, kernel = residuals
         (d_kernel,) = jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](cotangent)
-        return input_gradient(cotangent, kernel, x.shape).astype(x.dtype), d_kernel
+        # By what the program is lowered for, which need not be the device at hand.
+        d_x = lax.platform_dependent(
+            cotangent,
+            cpu=lambda cotangent: input_gradient(cotangent, kernel, x.shape).astype(x.dtype),
+            default=lambda cotangent: jax.vjp(lambda x: convolve(x, kernel), x)[1](cotangent)[0],
+        )
+        return d_x, d_kernel
 
     by_phases.defvjp(forward, backward)
     return by_phases(x, kernel)

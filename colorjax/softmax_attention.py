@@ -46,16 +46,18 @@ def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, block_siz
         )
     if block_size < 1:
         raise ValueError(f"block_size must be positive, got {block_size}")
-    if q.shape[2] <= _FLASH_FEATURES and q.shape[1] and q.dtype == k.dtype == v.dtype and _has_cudnn_flash(q.dtype):
-        return flash_attention(q, k, v, implementation="cudnn")
-    return _attention(min(block_size, max(q.shape[1], 1)), q, k, v)
+    forms = {"default": functools.partial(_attention, min(block_size, max(q.shape[1], 1)))}
+    if q.shape[2] <= _FLASH_FEATURES and q.shape[1] and q.dtype == k.dtype == v.dtype and has_cudnn_flash(q.dtype):
+        forms["cuda"] = functools.partial(flash_attention, implementation="cudnn")
+    return lax.platform_dependent(q, k, v, **forms) if len(forms) > 1 else forms["default"](q, k, v)
 
 
 _FLASH_FEATURES = 128
 """The most features a head of cuDNN's flash attention has on every GPU that has it."""
 
 
-def _has_cudnn_flash(dtype: DTypeLike) -> bool:
+def has_cudnn_flash(dtype: DTypeLike) -> bool:
+    """Whether a program can be traced in which a GPU takes cuDNN's flash attention."""
     # Asked while tracing, when jax.nn.dot_product_attention asks for cuDNN as well. AMD's capability is a name.
     capability = getattr(jax.devices()[0], "compute_capability", "")
     known = re.fullmatch(r"\d+\.\d+", capability)
@@ -151,13 +153,15 @@ def _blockwise_forward(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """The result, and what the way back makes the weights of again: exp(score - top) / total."""
 
+    # Another value, always 1, sums up the weights in the product: a reduction of its own took a TPU five times as long.
+    with_ones = jnp.concatenate([v, jnp.ones((*v.shape[:2], 1), v.dtype)], axis=-1)
+
     def block(q_block: jax.Array) -> tuple[jax.Array, ...]:
         scores = _dot("bnd,bmd->bnm", q_block, k)
         top = scores.max(axis=-1, keepdims=True)
-        exp = jnp.exp(scores - top)
-        total = exp.sum(axis=-1, keepdims=True)
-        out = _dot("bnm,bme->bne", exp.astype(v.dtype), v) / total
-        return out.astype(v.dtype), top[..., 0], total[..., 0]
+        summed = _dot("bnm,bme->bne", jnp.exp(scores - top).astype(v.dtype), with_ones)
+        out, total = summed[..., :-1], summed[..., -1:]
+        return (out / total).astype(v.dtype), top[..., 0], total[..., 0]
 
     out, top, total = (_from_blocks(x, q.shape[1]) for x in lax.map(block, _to_blocks(q, size)))
     return out, (top, total)
@@ -181,11 +185,16 @@ def _blockwise_backward(
         d_k, d_v = carry
         q_block, d_block, lse_block, delta_block = rows
         p = jnp.exp(_dot("bnd,bmd->bnm", q_block, k) - lse_block[..., None])
-        d_p = _dot("bne,bme->bnm", d_block, v)
-        d_s = (p * (d_p - delta_block[..., None])).astype(q.dtype)
+        d_p = _dot("bne,bme->bnm", d_block, v) - delta_block[..., None]
+        # Behind barriers, so that both are made once, where their products leave a TPU's matrix unit, and that dS is
+        # made twice, where it enters it again: arrays of this size are what takes the time.
+        p, d_p = lax.optimization_barrier((p, d_p))
+        d_s = (p * d_p).astype(q.dtype)
+        p_again, d_p_again, _ = lax.optimization_barrier((p, d_p, q_block))
+        d_s_again = (p_again * d_p_again).astype(q.dtype)
         d_v += _dot("ben,bnm->bem", d_block.swapaxes(1, 2), p.astype(v.dtype))
         d_k += _dot("bdn,bnm->bdm", q_block.swapaxes(1, 2), d_s)
-        return (d_k, d_v), _dot("bnm,bmd->bnd", d_s, k)
+        return (d_k, d_v), _dot("bnm,bmd->bnd", d_s_again, k)
 
     # The sums are carried as [B, D, M] and [B, E, M]: with M last the block's matrix is the right
     # operand as it lies, which on CPU makes the two products three and six times as fast.
