@@ -119,7 +119,10 @@ def test_cudnn_takes_two_byte_floats_on_the_gpus_that_have_it(monkeypatch):
         device = types.SimpleNamespace(**({"compute_capability": capability} if capability else {}))
         monkeypatch.setattr(jax, "devices", lambda: [device])
         q, v = jnp.zeros((1, 3, features), dtype), jnp.zeros((1, 3, 2), dtype)
-        dot_product_attention(q, q, v)
+        traced = jax.jit(lambda q, v: dot_product_attention(q, q, v)).trace(q, v)
+        # For the GPU alone, whatever device is at hand.
+        on = {name: "exponential" in traced.lower(lowering_platforms=(name,)).as_text() for name in ("cuda", "tpu")}
+        assert on == {"cuda": not taken, "tpu": True}
         return list(taken)
 
     monkeypatch.setattr(softmax_attention, "flash_attention", flash)
