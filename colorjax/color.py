@@ -435,8 +435,8 @@ def nearest_bins(ab: ArrayLike, *, count: int, in_gamut: bool = False) -> tuple[
     """
     low, high = (jnp.asarray(end, jnp.float32) for end in _box())
     # Behind a barrier, so that whatever makes ab is made once.
-    ab = jax.lax.optimization_barrier(jnp.clip(jnp.asarray(ab, jnp.float32), low, high))
-    a, b = ab[..., 0], ab[..., 1]
+    clipped: jax.Array = jax.lax.optimization_barrier(jnp.clip(jnp.asarray(ab, jnp.float32), low, high))
+    a, b = clipped[..., 0], clipped[..., 1]
     return (_nearest_in_window if in_gamut else _nearest_of_all)(a, b, count)
 
 

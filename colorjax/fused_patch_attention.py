@@ -11,11 +11,13 @@ For a 7×7 patch the weights are the largest tensor of the network, and most of 
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.typing import DTypeLike
 
 from colorjax import aggregation
 
@@ -87,7 +89,7 @@ def _patch_attention_bwd(
 _patch_attention.defvjp(_patch_attention_fwd, _patch_attention_bwd)
 
 
-def _by_platform(kept: Callable, fused: Callable, *operands: jax.Array) -> jax.Array:
+def _by_platform(kept: Callable, fused: Callable, *operands: jax.Array) -> Any:
     # By what the program is lowered for, which need not be the device at hand.
     return lax.platform_dependent(*operands, cpu=kept, cuda=kept, rocm=kept, default=fused)
 
@@ -104,8 +106,7 @@ def with_weights(
 
 def with_weights_gradients(kernel_size: int, *operands: jax.Array) -> tuple[jax.Array, ...]:
     """Of hidden, kernel, bias and values, from these and the result's."""
-    *operands, cotangent = operands
-    return jax.vjp(functools.partial(with_weights, kernel_size), *operands)[1](cotangent)
+    return jax.vjp(functools.partial(with_weights, kernel_size), *operands[:-1])[1](operands[-1])
 
 
 # What follows is for a TPU. A loop's turn is one fusion: a product on the matrix unit, whose result meets the shifted
@@ -171,7 +172,7 @@ def _summed(
     hidden: jax.Array,
     table: jax.Array,
     padded: jax.Array,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     *,
     shift_hidden: bool,
 ) -> jax.Array:

@@ -28,7 +28,7 @@ SIZES = [
 ]
 
 
-def _arrays(shape: tuple[int, int, int, int], groups: int, kernel_size: int, dtype: Any = np.float32) -> tuple:
+def _arrays(shape: tuple[int, int, int, int], groups: int, kernel_size: int, dtype: Any = np.float32) -> Any:
     """Hidden features, kernel, bias, values and the result's cotangent."""
     rng = np.random.default_rng(3)
     weights = kernel_size**2 * groups
@@ -38,9 +38,9 @@ def _arrays(shape: tuple[int, int, int, int], groups: int, kernel_size: int, dty
     return tuple(jnp.asarray(x, dtype) for x in arrays)
 
 
-def _looped(hidden: Any, kernel: Any, bias: Any, values: Any, kernel_size: int) -> np.ndarray:
-    """The definition, number by number, in float64."""
-    hidden, kernel, bias, values = (np.asarray(x, np.float64) for x in (hidden, kernel, bias, values))
+def _looped(arrays: Any, kernel_size: int) -> np.ndarray:
+    """The definition, number by number, in float64: of hidden features, kernel, bias and values."""
+    hidden, kernel, bias, values = (np.asarray(x, np.float64) for x in arrays)
     groups, reach = hidden.shape[3], kernel_size // 2
     padded = np.pad(values, [(0, 0), (reach, reach), (reach, reach), (0, 0)], mode="reflect")
     out = np.zeros(values.shape)
@@ -68,7 +68,7 @@ def _close(found: tuple, expected: tuple, *, relative: float) -> None:
 @pytest.mark.parametrize(("shape", "groups", "kernel_size"), SIZES)
 def test_equals_the_definition(shape, groups, kernel_size):
     arrays = _arrays(shape, groups, kernel_size)
-    expected = _looped(*arrays[:4], kernel_size)
+    expected = _looped(arrays[:4], kernel_size)
     for form in (with_weights, offset_by_offset):
         np.testing.assert_allclose(form(kernel_size, *arrays[:4]), expected, atol=2e-6 * np.abs(expected).max())
 
@@ -97,7 +97,7 @@ def test_gradients_equal_finite_differences():
     for _ in range(3):
         steps = [rng.normal(size=x.shape) for x in arrays[:4]]
         ahead, back = (
-            _looped(*(np.asarray(x, np.float64) + sign * 1e-4 * s for x, s in zip(arrays[:4], steps, strict=True)), 3)
+            _looped([np.asarray(x, np.float64) + sign * 1e-4 * s for x, s in zip(arrays[:4], steps, strict=True)], 3)
             for sign in (1, -1)
         )
         slope = ((ahead - back) * np.asarray(arrays[4])).sum() / 2e-4
@@ -140,7 +140,7 @@ def test_symbolic_sizes_take_one_block():
         jax.ShapeDtypeStruct((b, h, w, 4), jnp.float32),
     ]
     exported = jax.export.export(form, platforms=("cpu", "cuda", "tpu"))(*kinds)
-    expected = _looped(hidden, kernel, bias, values, 3)
+    expected = _looped((hidden, kernel, bias, values), 3)
     np.testing.assert_allclose(exported.call(hidden, kernel, bias, values), expected, atol=1e-5)
 
 
