@@ -44,7 +44,6 @@ from tensorboardX.proto import event_pb2
 
 from colorjax import data
 from colorjax.data.packed import write_pack
-from colorjax.run import compilation
 from colorjax.run.checkpoints import Checkpoints, TrainState, load_checkpoint
 from colorjax.training.loop import train
 
@@ -225,18 +224,6 @@ def test_a_run_killed_in_a_save_and_terminated_ends_as_if_it_had_not_been(
     assert len(list((tmp_path / "joint" / "panels").iterdir())) == 2
 
 
-@pytest.mark.slow
-def test_sigterm_while_it_compiles_saves_nothing_and_ends_it_in_time(launcher: Launcher, tmp_path: Path) -> None:
-    # Without a cache of compiled programs.
-    run = launcher.train(tmp_path, environment={"JAX_COMPILATION_CACHE_DIR": ""})
-    run.wait_for_output("pretrain training: compiling…")
-    run.process.terminate()
-    sent = time.monotonic()
-    run.end(128 + signal.SIGTERM)
-    assert time.monotonic() - sent < seconds_to_end()
-    assert saved_steps(tmp_path, "pretrain") == []
-
-
 def test_four_devices_compute_what_one_computes(
     launcher: Launcher, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -254,19 +241,6 @@ def test_another_configuration_is_refused_and_changes_nothing(undisturbed: tuple
     assert "seed is 0 there and 7 now" in str(refused.value)
     assert "augment.flip is False there and True now" in str(refused.value)
     assert digests(workdir) == before
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compilation, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
-    config = small_config(stage="pretrain", pretrain__learning_rate=1e30, pretrain__save_every=1)
-    with pytest.raises(FloatingPointError, match=r"pretrain: the loss of step 2 is nan; lower pretrain\.learning_rate"):
-        train(config, tmp_path)
-    assert saved_steps(tmp_path, "pretrain") == [1]
-    step, arrays = newest(tmp_path, "pretrain")
-    assert step == 1
-    assert all(np.isfinite(x).all() for x in arrays.values())
 
 
 @pytest.mark.slow
