@@ -224,6 +224,7 @@ def test_a_run_killed_in_a_save_and_terminated_ends_as_if_it_had_not_been(
     assert len(list((tmp_path / "joint" / "panels").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_four_devices_compute_what_one_computes(
     launcher: Launcher, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
