@@ -252,6 +252,25 @@ def test_what_is_no_photo_is_said_so_and_the_page_goes_on(
     assert visitor.color(visitor.upload("cat.png", encoded(cat))).pair
 
 
+def test_a_full_disk_is_a_message_without_a_path(
+    visitor: Visitor, cat: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = visitor.upload("cat.png", encoded(cat))
+    assert visitor.color(photo).pair
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device", "/somewhere/secret")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(web_page, "_picture", full)
+        patch.setattr(web_page, "write_photo", full)
+        assert visitor.color(photo).message == "The server failed: No space left on device."
+        for function in ("render", "write"):
+            message = visitor.call(function, None, 1.0, 0.38)["output"]["data"][0]
+            assert message_text(message) == "The server failed: No space left on device."
+    assert visitor.color(photo).pair
+
+
 @pytest.mark.slow
 def test_of_fifty_mixed_files_each_is_colored_and_downloaded_or_refused(visitor: Visitor, tmp_path: Path) -> None:
     mixed = mixed_photos.write_all(tmp_path, huge=(300, 400))
