@@ -5,6 +5,7 @@ returns the exit status, or None for 0. It imports the library inside `run`, so 
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Args:
         argv: the arguments; by default those of the process.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow's remarks about the processor say nothing to a user
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.exit(run_command(lambda: _run(arguments), debug="--debug" in arguments))
 

@@ -1,9 +1,9 @@
 """How the commands end: a user's mistake is one line on standard error, and only a bug shows a traceback."""
 
 import contextlib
+import dis
 import os
 import sys
-import traceback
 import unicodedata
 from collections.abc import Callable, Iterator
 
@@ -84,9 +84,18 @@ def _is_expected(error: Exception) -> bool:
         return not (error.name or "").startswith("colorjax")
     if isinstance(error, (UsageError, OSError, MemoryError)) or "RESOURCE_EXHAUSTED" in str(error):
         return True
-    frames = list(traceback.walk_tb(error.__traceback__))
-    raised_by = frames[-1][0].f_globals.get("__name__", "") if frames else ""
-    documented = isinstance(error, (ValueError, NotImplementedError, FloatingPointError))
-    # JAX removes its own frames, and adds a note about it.
-    from_jax = any("JAX" in note for note in getattr(error, "__notes__", ()))
-    return documented and raised_by.startswith("colorjax.") and not from_jax
+    return isinstance(error, (ValueError, NotImplementedError, FloatingPointError)) and _is_raised_by_colorjax(error)
+
+
+def _is_raised_by_colorjax(error: Exception) -> bool:
+    """Whether a `raise` of the package raised it, and not a library that the package calls.
+
+    The traceback's last frame is not enough: JAX removes its own frames, so that its errors end in ours.
+    """
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    raises = last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return raises and last.tb_frame.f_globals.get("__name__", "").startswith("colorjax.")

@@ -1,11 +1,14 @@
 """The `colorjax` command: its help, its errors, and the configuration that --config and its overrides give."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from colorjax.cli import COMMANDS, configuration, main
@@ -165,6 +168,16 @@ def test_a_bug_has_its_traceback(error: Exception, module: str) -> None:
         run_command(raised(error, module=module), debug=False)
 
 
+def test_errors_inside_a_program_that_jax_traces(capsys: pytest.CaptureFixture[str]) -> None:
+    """JAX removes its own frames from both errors, and adds a note."""
+    scope: dict[str, Any] = {"__name__": "colorjax.somewhere", "jnp": jnp}
+    exec("def refuse(x):\n    raise ValueError('width is 0.1')\ndef bug(x):\n    return x + jnp.ones(3)", scope)
+    assert run_command(lambda: jax.jit(scope["refuse"])(jnp.ones(2)), debug=False) == 1
+    assert capsys.readouterr().err == "error: width is 0.1\n"
+    with pytest.raises((TypeError, ValueError), match="shape"):
+        run_command(lambda: jax.jit(scope["bug"])(jnp.ones(2)), debug=False)
+
+
 def test_ctrl_c_is_status_130_and_a_long_message_is_cut() -> None:
     assert run_command(raised(KeyboardInterrupt()), debug=False) == 130
     line = one_line(ValueError("x" * 5000 + "; delete it"))
@@ -208,18 +221,54 @@ def test_overrides_have_the_type_of_their_field() -> None:
     assert config.is_locked
 
 
-def test_fields_have_their_comments_and_rows_their_changes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("train", "--config=configs/quickstart.py", "--fields", "--config.joint.steps=7") == 0
-    lines = {line.split()[0]: line.split(maxsplit=1)[-1] for line in capsys.readouterr().out.splitlines() if line}
-    assert lines["joint.steps"].split()[0] == "7"
-    assert lines["joint.optimizer"].startswith("'adam' ")
-    assert lines["joint.optimizer"].endswith("adam | adamw | adadelta (Iizuka)")  # the comment in configs/paper.py
-    assert lines["joint.carried"].endswith("to give as well.")  # above its line
-    assert lines["seed"].startswith("0 ")
-    assert lines["no_fusion"] == "model.fusion=False"
-    assert lines["rate_x3"] == "joint.learning_rate=0.003"
-    assert lines["steps_x4"] == "nothing"  # what is given on the command line wins
-    assert lines["full"] == "nothing"
+def test_fields_have_their_comments_and_rows_their_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "base.py").write_text(
+        """
+import ml_collections
+
+def get_config(row="full"):
+    c: object = ml_collections.ConfigDict()
+    c.seed = 0  # of everything
+    c.joint = j = stage()
+    j.steps = 5  # photos over all # devices
+    # Above
+    # the line.
+    j.carried = ("a", "b")
+    c.rate = 1.0
+    if row == "regression":
+        c.rate *= 3
+    return c.lock()
+
+def stage():
+    s = ml_collections.ConfigDict()
+    s.kind = "adam"  # adam | adamw
+    s.steps = 1  # replaced
+    return s
+"""
+    )
+    file = tmp_path / "start.py"
+    file.write_text(
+        f"from {tmp_path.name} import base\n\ndef get_config(row='full'):\n    return base.get_config(row)\n"
+    )
+    assert run("train", f"--config={file}", "--fields", "--config.joint.steps=7") == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [re.sub("  +", "  ", line) for line in lines[:5]] == [
+        "joint.carried  ('a', 'b')  Above the line.",
+        "joint.kind  'adam'  adam | adamw",
+        "joint.steps  7  photos over all # devices",
+        "rate  1.0",
+        "seed  0  of everything",
+    ]
+    rows = dict(line.split(maxsplit=1) for line in lines[5:])
+    assert rows["regression"] == "rate=3.0"
+    assert rows["full"] == "nothing"
+
+    assert run("train", "--config=configs/quickstart.py:no_fusion", "--fields") == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    (comment,) = re.findall(r"m\.norm = .*  # (.*)", Path("configs/paper.py").read_text())
+    assert lines["model.norm"].endswith(comment)
+    assert lines["model.fusion"].split()[1] == "False"
+    assert lines["rate_x3"].split()[1] == "joint.learning_rate=0.003"
 
 
 def test_weights_that_ship_are_found_by_name(

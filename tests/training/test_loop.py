@@ -15,7 +15,8 @@ import pytest
 from colorjax import data
 from colorjax.data.batches import DatasetInfo, RowSource
 from colorjax.run import compilation, sharding
-from colorjax.run.checkpoints import TrainState
+from colorjax.run.checkpoints import TrainState, load_checkpoint
+from colorjax.run.workdir import checkpoint_dir
 from colorjax.training import loop
 from colorjax.training.loop import train
 from configs import quickstart
@@ -52,6 +53,28 @@ class _Rows:
             return self._changed.wait_for(lambda: self._read >= count, timeout=20)
 
 
+def _without_a_model(
+    monkeypatch: pytest.MonkeyPatch, make_step: Callable[..., Any], rows: _Rows, *, save_every: int = STEPS
+) -> Any:
+    """The configuration of a pretraining that takes its steps from `make_step`, with a tiny state."""
+
+    def evaluate(*args: Any) -> Any:
+        return {"loss": (jnp.ones(()), jnp.ones(()))}, None
+
+    info = DatasetInfo("rows", ("a",), {"train": 100, "validation": 100})
+    source = RowSource(info, {"train": rows, "validation": _Rows()})
+    monkeypatch.setattr(data, "open_source", lambda config: source)
+    monkeypatch.setattr(loop, "make_train_step", make_step)
+    monkeypatch.setattr(loop, "make_eval_step", lambda *args, **kwargs: _Uncompiled(evaluate))
+    monkeypatch.setattr(loop, "abstract_model", lambda *args, **kwargs: (None, None, None))
+    monkeypatch.setattr(loop, "init_model", lambda *args, **kwargs: ({"w": jnp.ones(2)}, {"s": jnp.ones(1)}))
+    monkeypatch.setattr(loop, "_check_stage", lambda *args, **kwargs: None)
+    config = quickstart.get_config().unlock()
+    config.stage = "pretrain"
+    config.pretrain.update(steps=STEPS, batch_size=BATCH, save_every=save_every)
+    return config.lock()
+
+
 class _Pending:
     """A number that a step will have: whoever reads it waits, as for a device."""
 
@@ -77,13 +100,7 @@ class _Uncompiled:
 
 
 def test_the_next_batch_is_read_and_sent_while_a_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = quickstart.get_config().unlock()
-    config.stage = "pretrain"
-    config.pretrain.update(steps=STEPS, batch_size=BATCH)
-    config.lock()
     train_rows, events = _Rows(), []
-    info = DatasetInfo("rows", ("a",), {"train": 100, "validation": 100})
-    source = RowSource(info, {"train": train_rows, "validation": _Rows()})
     send = sharding.to_devices
 
     def sent(batch: Any, mesh: Any) -> Any:
@@ -109,21 +126,32 @@ def test_the_next_batch_is_read_and_sent_while_a_step_runs(tmp_path: Path, monke
 
         return _Uncompiled(step)
 
-    def evaluate(*args: Any) -> Any:
-        return {"loss": (jnp.ones(()), jnp.ones(()))}, None
-
-    monkeypatch.setattr(data, "open_source", lambda config: source)
     monkeypatch.setattr(sharding, "to_devices", sent)
-    monkeypatch.setattr(loop, "make_train_step", make_step)
-    monkeypatch.setattr(loop, "make_eval_step", lambda *args, **kwargs: _Uncompiled(evaluate))
-    monkeypatch.setattr(loop, "abstract_model", lambda *args, **kwargs: (None, None, None))
-    monkeypatch.setattr(loop, "init_model", lambda *args, **kwargs: ({"w": jnp.ones(2)}, {"s": jnp.ones(1)}))
-    monkeypatch.setattr(loop, "_check_stage", lambda *args, **kwargs: None)
-    train(config, tmp_path)
+    train(_without_a_model(monkeypatch, make_step, train_rows), tmp_path)
     at = {event: place for place, event in enumerate(events)}
     for step in range(1, STEPS):
         # The device has its next work before anybody waits for what it does.
         assert at["sent", step + 1] < at["started", step + 1] < at["ended", step]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_step(*args: Any, **kwargs: Any) -> Any:
+        def step(before: TrainState, batch: Any) -> Any:
+            loss = jnp.where(before.step == 2, jnp.nan, 1.0)
+            params = jax.tree.map(lambda x: x * loss, before.params)
+            after = TrainState(before.step + 1, params, before.stats, before.opt_state)
+            return after, {"loss": (loss, jnp.ones(())), "gradient_norm": (jnp.ones(()), jnp.ones(()))}
+
+        return _Uncompiled(step)
+
+    config = _without_a_model(monkeypatch, make_step, _Rows(), save_every=1)
+    with pytest.raises(FloatingPointError, match=r"pretrain: the loss of step 3 is nan; lower pretrain\.learning_rate"):
+        train(config, tmp_path)
+    step, params, _ = load_checkpoint(checkpoint_dir(tmp_path, "pretrain"))
+    assert step == 2
+    assert np.array_equal(params["w"], [1, 1])
 
 
 @pytest.mark.parametrize(
