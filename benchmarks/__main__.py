@@ -33,7 +33,12 @@ _OUT = flags.DEFINE_string("out", "", "Where `device` writes its tables and its 
 _PRETRAIN_STEPS = flags.DEFINE_integer("pretrain_steps", 0, "Steps of the first stage of the run of `device`.")
 _JOINT_STEPS = flags.DEFINE_integer("joint_steps", 0, "Steps of its second; 0 leaves the run out.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "What `compile` compiles for: v5e:2x2, h100:1, …, by commas.")
-_PROGRAMS = flags.DEFINE_string("programs", "joint", "What it compiles: joint, pretrain, evaluate, predict, by commas.")
+_PROGRAMS = flags.DEFINE_string(
+    "programs",
+    "joint",
+    "What it compiles, by commas: joint, pretrain, evaluate, predict; or a part of the joint step: augmentation, "
+    "patch_attention, output_attention, color_loss.",
+)
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/paper.py", "The configuration of those programs.")
 _PER_CHIP = flags.DEFINE_integer("per_chip", 0, "Their photos a chip; 0 is the stage's batch_size for each chip.")
 _CLASSES = flags.DEFINE_integer("classes", 101, "Class labels of their classifier.")

@@ -23,6 +23,9 @@ from benchmarks.measure import REPOSITORY, Row, Settings
 TITLE = "What the compilers say: estimates, nothing measured"
 
 PROGRAMS = ("joint", "pretrain", "evaluate", "predict")
+PIECES = ("augmentation", "patch_attention", "output_attention", "color_loss")
+"""Parts of the joint step, which compile in seconds; those that are trained with their gradients."""
+
 _OPERATIONS = 10
 
 
@@ -92,7 +95,7 @@ def compiled_row(topology: str, program: str, config: Any, *, per_chip: int = 0,
 
     Args:
         topology: "v5e:2x2", "h100:8", ….
-        program: one of PROGRAMS.
+        program: one of PROGRAMS or PIECES.
         config: a configuration (configs/paper.py).
         per_chip: photos a chip; 0 takes the stage's batch_size for each chip.
         classes: of the classifier.
@@ -101,15 +104,18 @@ def compiled_row(topology: str, program: str, config: Any, *, per_chip: int = 0,
         ValueError: for a program or a topology that is not known.
     """
     kind = topology.partition(":")[0]
-    if program not in PROGRAMS or kind not in CHIPS:
+    if program not in PROGRAMS + PIECES or kind not in CHIPS:
         raise ValueError(
-            f"cannot compile {program!r} for {topology!r}: programs are {', '.join(PROGRAMS)}; chips are "
+            f"cannot compile {program!r} for {topology!r}: programs are {', '.join(PROGRAMS + PIECES)}; chips are "
             f"{', '.join(CHIPS)}"
         )
     chip = CHIPS[kind]
     mesh = _mesh(topology)
     with _as_if_on(chip):
-        step, arguments, batch = _program(program, config, mesh, per_chip, classes)
+        if program in PIECES:
+            step, arguments, batch = _piece(program, config, mesh, per_chip)
+        else:
+            step, arguments, batch = _program(program, config, mesh, per_chip, classes)
         start = time.perf_counter()
         lowered = step.lower(*arguments)
         traced = time.perf_counter()
@@ -289,3 +295,78 @@ def _program(program: str, config: Any, mesh: Any, per_chip: int, classes: int) 
     before = state.TrainState(count, params, stats, opt_state)
     step = steps.make_train_step(model, optimizer, config, stage, reference=reference, mesh=mesh)
     return step, (before, photos), batch
+
+
+def _piece(piece: str, config: Any, mesh: Any, per_chip: int) -> tuple[Any, tuple[Any, ...], int]:
+    """As `_program`, of a part of the joint step."""
+    import jax
+    import jax.numpy as jnp
+
+    from colorjax import augment, color, losses, networks, state
+    from colorjax.fused_patch_attention import patch_attention
+    from colorjax.softmax_attention import dot_product_attention
+
+    batch = (per_chip or config.joint.batch_size) * mesh.devices.size
+    dtype = jnp.dtype("bfloat16" if config.model.dtype == "auto" else config.model.dtype)
+    size, stride = config.data.image_size, config.model.output_stride
+    whole, split = state.replicated(mesh), state.by_batch(mesh)
+
+    def of_batch(*shape: int, dtype: Any = dtype) -> Any:
+        return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=split)
+
+    def of_all(*shape: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+
+    def both_ways(form: Callable, cotangent: Any, *operands: Any) -> tuple[Any, tuple[Any, ...]]:
+        def run(cotangent: Any, *operands: Any) -> Any:
+            out, pull = jax.vjp(form, *operands)
+            return out, pull(cotangent)
+
+        return jax.jit(run), (cotangent, *operands)
+
+    if piece == "augmentation":
+
+        def views(image: jax.Array, seed: jax.Array) -> Any:
+            rgb, inside = augment.augment(image, jax.random.key(seed), size=size, **config.augment)
+            lab = color.rgb_to_lab(rgb)
+            return lab[..., 0], lab[..., 1], lab[..., 2], inside
+
+        side = config.data.resolution
+        return jax.jit(views), (of_batch(side, side, 3, dtype=jnp.uint8), of_all(dtype=jnp.int32)), batch
+    if piece == "patch_attention":
+        kernels = tuple(config.model.patch_kernels)
+        operands, out = [], []
+        for level, kernel_size in enumerate(kernels):
+            side = size // 2 ** (level + 1)
+            channels = networks.scaled(128 * 2**level, config.model.width) // config.model.patch_output_ratio
+            groups = channels // config.model.patch_share
+            weights = kernel_size**2 * groups
+            out.append(of_batch(side, side, channels))
+            operands.append((of_batch(side, side, groups), of_all(groups, weights), of_all(weights), out[-1]))
+
+        def levels(*operands: Any) -> Any:
+            return [patch_attention(*o, kernel_size=k) for o, k in zip(operands, kernels, strict=True)]
+
+        return *both_ways(levels, out, *operands), batch
+    tokens = size // stride
+    if piece == "output_attention":
+        features = networks.scaled(32, config.model.width)
+        keys = tokens**2 // (4 if config.model.output_attention == "pooled" else 1)
+        q, k = of_batch(tokens**2, max(1, features // 8)), of_batch(keys, max(1, features // 8))
+        v, out = of_batch(keys, features // 2), of_batch(tokens**2, features // 2)
+        return *both_ways(dot_product_attention, out, q, k, v), batch
+
+    def color_loss(logits: jax.Array, ab: jax.Array, prior: jax.Array, rarity: jax.Array) -> Any:
+        targets = losses.color_targets(
+            ab,
+            inside=jnp.ones(ab.shape[:3]),
+            mask=jnp.ones(batch),
+            factor=stride,
+            rarity_weights=rarity,
+            neighbors=config.loss.neighbors,
+            sigma=config.loss.sigma,
+        )
+        return losses.color_terms(logits.astype(jnp.float32), targets, prior=prior)
+
+    arguments = of_batch(tokens, tokens, 313), of_batch(size, size, 2, dtype=jnp.float32), of_all(313), of_all(313)
+    return jax.jit(jax.value_and_grad(color_loss, has_aux=True)), arguments, batch
