@@ -36,7 +36,10 @@ _TOPOLOGY = flags.DEFINE_string(
     "topology", "v5e:2x2", "Chips that `compile` compiles for, by commas: v5e:2x2, h100:1, …"
 )
 _PROGRAMS = flags.DEFINE_string(
-    "programs", "joint", "What `compile` compiles, by commas: joint, pretrain, evaluate, predict."
+    "programs",
+    "joint",
+    "What `compile` compiles, by commas: joint, pretrain, evaluate, predict; or parts of the joint step: "
+    "augmentation, patch_attention, output_attention, color_loss.",
 )
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/paper.py", "The configuration that `compile` compiles.")
 _PER_CHIP = flags.DEFINE_integer(

@@ -23,6 +23,9 @@ from benchmarks.measure import REPOSITORY, Row, Settings
 TITLE = "What the compilers say: estimates, nothing is measured"
 
 PROGRAMS = ("joint", "pretrain", "evaluate", "predict")
+PIECES = ("augmentation", "patch_attention", "output_attention", "color_loss")
+"""Parts of the joint step, which compile in seconds; all but the augmentation with their gradients."""
+
 _OPERATIONS = 10
 
 
@@ -94,7 +97,7 @@ def compiled_row(topology: str, program: str, config: Any, *, per_chip: int = 0,
 
     Args:
         topology: "v5e:2x2", "h100:8", ….
-        program: one of PROGRAMS.
+        program: one of PROGRAMS or PIECES.
         config: see configs/paper.py.
         per_chip: photos a chip; 0 is the stage's batch_size for each chip.
         classes: number of class labels.
@@ -103,15 +106,18 @@ def compiled_row(topology: str, program: str, config: Any, *, per_chip: int = 0,
         ValueError: if the program or the topology is unknown.
     """
     kind = topology.partition(":")[0]
-    if program not in PROGRAMS or kind not in CHIPS:
+    if program not in PROGRAMS + PIECES or kind not in CHIPS:
         raise ValueError(
-            f"cannot compile {program!r} for {topology!r}: programs are {', '.join(PROGRAMS)}; chips are "
+            f"cannot compile {program!r} for {topology!r}: programs are {', '.join(PROGRAMS + PIECES)}; chips are "
             f"{', '.join(CHIPS)}"
         )
     chip = CHIPS[kind]
     mesh = _mesh(topology)
     with _as_if_on(chip):
-        step, arguments, batch = _program(program, config, mesh, per_chip, classes)
+        if program in PIECES:
+            step, arguments, batch = _piece(program, config, mesh, per_chip)
+        else:
+            step, arguments, batch = _program(program, config, mesh, per_chip, classes)
         start = time.perf_counter()
         lowered = step.lower(*arguments)
         traced = time.perf_counter()
@@ -290,3 +296,89 @@ def _program(program: str, config: Any, mesh: Any, per_chip: int, classes: int) 
     )
     step = make_train_step(model, optimizer, config, stage, reference=reference, mesh=mesh)
     return step, (before, photos), batch
+
+
+def _piece(piece: str, config: Any, mesh: Any, per_chip: int) -> tuple[Any, tuple[Any, ...], int]:
+    """`_program` for a part of the joint step."""
+    import jax
+    import jax.numpy as jnp
+
+    from colorjax import color
+    from colorjax.model import networks
+    from colorjax.ops.patch_attention import patch_attention
+    from colorjax.ops.softmax_attention import dot_product_attention
+    from colorjax.run import sharding
+    from colorjax.training import losses
+    from colorjax.training.augment import augment
+
+    batch = (per_chip or config.joint.batch_size) * mesh.devices.size
+    dtype = jnp.dtype("bfloat16" if config.model.dtype == "auto" else config.model.dtype)
+    size, stride = config.data.image_size, config.model.output_stride
+    whole, split = sharding.replicated(mesh), sharding.by_batch(mesh)
+
+    def split_array(*shape: int, dtype: Any = dtype) -> Any:
+        return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=split)
+
+    def whole_array(*shape: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+
+    def both_ways(form: Callable, cotangent: Any, *operands: Any) -> tuple[Any, tuple[Any, ...]]:
+        def run(cotangent: Any, *operands: Any) -> Any:
+            out, pull = jax.vjp(form, *operands)
+            return out, pull(cotangent)
+
+        return jax.jit(run), (cotangent, *operands)
+
+    if piece == "augmentation":
+
+        def views(image: jax.Array, seed: jax.Array) -> Any:
+            rgb, inside = augment(image, jax.random.key(seed), size=size, **config.augment)
+            lab = color.rgb_to_lab(rgb)
+            return lab[..., 0], lab[..., 1], lab[..., 2], inside
+
+        side = config.data.resolution
+        return jax.jit(views), (split_array(side, side, 3, dtype=jnp.uint8), whole_array(dtype=jnp.int32)), batch
+    if piece == "patch_attention":
+        kernels = tuple(config.model.patch_kernels)
+        operands, out = [], []
+        for level, kernel_size in enumerate(kernels):
+            side = size // 2 ** (level + 1)
+            channels = networks.scaled(128 * 2**level, config.model.width) // config.model.patch_output_ratio
+            groups = channels // config.model.patch_share
+            weights = kernel_size**2 * groups
+            out.append(split_array(side, side, channels))
+            operands.append(
+                (split_array(side, side, groups), whole_array(groups, weights), whole_array(weights), out[-1])
+            )
+
+        def levels(*operands: Any) -> Any:
+            return [patch_attention(*o, kernel_size=k) for o, k in zip(operands, kernels, strict=True)]
+
+        return *both_ways(levels, out, *operands), batch
+    tokens = size // stride
+    if piece == "output_attention":
+        features = networks.scaled(32, config.model.width)
+        keys = tokens**2 // (4 if config.model.output_attention == "pooled" else 1)
+        q, k = split_array(tokens**2, max(1, features // 8)), split_array(keys, max(1, features // 8))
+        v, out = split_array(keys, features // 2), split_array(tokens**2, features // 2)
+        return *both_ways(dot_product_attention, out, q, k, v), batch
+
+    def color_loss(logits: jax.Array, ab: jax.Array, prior: jax.Array, rarity: jax.Array) -> Any:
+        targets = losses.color_targets(
+            ab,
+            inside=jnp.ones(ab.shape[:3]),
+            mask=jnp.ones(batch),
+            factor=stride,
+            rarity_weights=rarity,
+            neighbors=config.loss.neighbors,
+            sigma=config.loss.sigma,
+        )
+        return losses.color_terms(logits.astype(jnp.float32), targets, prior=prior)
+
+    arguments = (
+        split_array(tokens, tokens, 313),
+        split_array(size, size, 2, dtype=jnp.float32),
+        whole_array(313),
+        whole_array(313),
+    )
+    return jax.jit(jax.value_and_grad(color_loss, has_aux=True)), arguments, batch
