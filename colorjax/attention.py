@@ -204,6 +204,7 @@ class PatchwiseSelfAttention(nnx.Module):
             hidden = self.gamma_in(nnx.relu(self.relation_norm(relation)))
         hidden = nnx.relu(self.gamma_norm(hidden))
         # gamma_out's map is a part of the sum, which need not write the weights anywhere.
+        assert self.gamma_out.bias is not None
         kernel, bias = self.gamma_out.kernel[...], self.gamma_out.bias[...]
         hidden, values = hidden.astype(self.dtype), self.beta(x)
         return patch_attention(hidden, kernel, bias, values, kernel_size=self.kernel_size)

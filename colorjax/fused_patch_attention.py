@@ -263,12 +263,14 @@ def _weights_gradients(
             d_weights = cotangent.astype(jnp.float32) * around[:, :, dx : dx + width].astype(jnp.float32)
             d_weights = d_weights.astype(hidden.dtype)
             d_hidden += _dot("bhwc,gc->bhwg", d_weights, of_row[dx, :groups])
-            parts.append(_dot("bhwg,bhwc->gc", with_ones, d_weights))
+            parts.append(_dot("bhwg,bhwc->bgc", with_ones, d_weights))
         return d_hidden, lax.dynamic_update_index_in_dim(d_table, jnp.stack(parts), dy, axis=0)
 
-    sums = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(by_row.shape, jnp.float32)
+    # The table's gradient image by image, so that chips which have a part of them each add up once, behind the loop.
+    of_images = (kernel_size, kernel_size, hidden.shape[0], *table.shape[1:])
+    sums = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(of_images, jnp.float32)
     d_hidden, d_table = lax.fori_loop(0, kernel_size, add_row, sums)
-    return d_hidden, d_table.reshape(table.shape)
+    return d_hidden, d_table.sum(axis=2).reshape(table.shape)
 
 
 def _values_gradient(
@@ -279,8 +281,10 @@ def _values_gradient(
     reach, margin = kernel_size // 2, kernel_size - 1
     wide = [(margin, margin), (margin, margin), (0, 0), (0, 0)]
     own, outer = (jnp.pad(_spatial_first(x), wide) for x in (_with_ones(hidden), cotangent))
-    # Columns in the lanes, as the products want it: else every turn of the loop would copy its slice into that order.
-    own = with_layout_constraint(own, Layout(major_to_minor=(0, 2, 3, 1)))
+    if values.shape[3] < _LANES:
+        # Columns in the lanes, where channels do not fill them: the products want that, and else every turn of the loop
+        # would copy its slice into that order.
+        own = with_layout_constraint(own, Layout(major_to_minor=(0, 2, 3, 1)))
     d_padded = _summed(kernel_size, own, table[::-1], outer, jnp.float32, shift_hidden=True)
     # The border goes to the pixels that it mirrors.
     like = jax.ShapeDtypeStruct(_spatial_first(values).shape, jnp.float32)
