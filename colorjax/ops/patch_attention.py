@@ -250,12 +250,14 @@ def _weights_gradients(
             d_weights = cotangent.astype(jnp.float32) * around[:, :, dx : dx + width].astype(jnp.float32)
             d_weights = d_weights.astype(hidden.dtype)
             d_hidden += _dot("bhwc,gc->bhwg", d_weights, row[dx, :groups])
-            parts.append(_dot("bhwg,bhwc->gc", with_ones, d_weights))
+            parts.append(_dot("bhwg,bhwc->bgc", with_ones, d_weights))
         return d_hidden, lax.dynamic_update_index_in_dim(d_table, jnp.stack(parts), dy, axis=0)
 
-    sums = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(by_row.shape, jnp.float32)
+    # One gradient of the table for each image, so that chips exchange their sums once, after the loop.
+    shape = (kernel_size, kernel_size, hidden.shape[0], *table.shape[1:])
+    sums = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(shape, jnp.float32)
     d_hidden, d_table = lax.fori_loop(0, kernel_size, add_row, sums)
-    return d_hidden, d_table.reshape(table.shape)
+    return d_hidden, d_table.sum(axis=2).reshape(table.shape)
 
 
 def _values_gradient(
@@ -266,8 +268,10 @@ def _values_gradient(
     reach, margin = kernel_size // 2, kernel_size - 1
     wide = [(margin, margin), (margin, margin), (0, 0), (0, 0)]
     own, outer = (jnp.pad(_spatial_first(x), wide) for x in (_with_ones(hidden), cotangent))
-    # Columns in the lanes, as the products need them; otherwise every turn of the loop would copy its slice first.
-    own = with_layout_constraint(own, Layout(major_to_minor=(0, 2, 3, 1)))
+    if values.shape[3] < _LANES:
+        # If the channels do not fill the lanes, the products need the columns there. Otherwise every turn of the loop
+        # would copy its slice first.
+        own = with_layout_constraint(own, Layout(major_to_minor=(0, 2, 3, 1)))
     d_padded = _summed(kernel_size, own, table[::-1], outer, jnp.float32, shift_hidden=True)
     # The border is added to the pixels that it mirrors.
     like = jax.ShapeDtypeStruct(_spatial_first(values).shape, jnp.float32)
