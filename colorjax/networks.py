@@ -12,11 +12,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 
 from colorjax.attention import PatchwiseAttentionBlock, SelfAttention
-from colorjax.convolution import halving_convolution
+from colorjax.convolution import halving_convolution, same_convolution
 
 NormFactory = Callable[[int], nnx.Module]
 """features -> a normalisation over the last axis."""
@@ -61,7 +60,7 @@ class ConvBlock(nnx.Module):
             padding=1,
             use_bias=False,  # the normalisation brings one
             kernel_init=_he,
-            conv_general_dilated=halving_convolution if stride == 2 else lax.conv_general_dilated,
+            conv_general_dilated=halving_convolution if stride == 2 else same_convolution,
             dtype=dtype,
             rngs=rngs,
         )

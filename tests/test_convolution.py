@@ -1,4 +1,7 @@
-"""The halving convolution against XLA's own, forward and both gradients."""
+"""The convolutions against XLA's own, forward and both gradients."""
+
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,22 +9,29 @@ import numpy as np
 import pytest
 from jax import lax
 
-from colorjax.convolution import halving_convolution
+from colorjax.convolution import halving_convolution, same_convolution
 
 
-def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(x, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    padding, numbers = [(1, 1), (1, 1)], ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 6), (7, 5), (1, 2), (3, 8)])
+@pytest.mark.parametrize(
+    ("convolution", "stride", "height", "width"),
+    [(halving_convolution, 2, h, w) for h, w in ((8, 6), (7, 5), (1, 2), (3, 8))]
+    + [(same_convolution, 1, h, w) for h, w in ((8, 6), (2, 2), (1, 2), (2, 3))],
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_halving_convolution_is_xlas_with_its_gradients(height: int, width: int, dtype: str) -> None:
+def test_a_convolution_is_xlas_with_its_gradients(
+    convolution: Any, stride: int, height: int, width: int, dtype: str
+) -> None:
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, height, width, 3)), dtype)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 5)), dtype)
-    expected, pull = jax.vjp(_plain, x, kernel)
+    expected, pull = jax.vjp(partial(_plain, stride=stride), x, kernel)
     cotangent = jnp.asarray(rng.normal(size=expected.shape), dtype)
-    found, pull_found = jax.vjp(halving_convolution, x, kernel)
+    found, pull_found = jax.vjp(convolution, x, kernel)
     tolerance = 1e-5 if dtype == "float32" else 5e-2
     for name, a, b in zip(
         ("out", "x", "kernel"), (found, *pull_found(cotangent)), (expected, *pull(cotangent)), strict=True
