@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from colorjax.state import TrainState, Tree
+from colorjax.state import TEACHER_HEAD, TrainState, Tree
 
 _ITEMS = ("params", "stats", "opt_state")
 
@@ -94,7 +94,7 @@ def latest_step(directory: str | Path) -> int | None:
 
 
 def load(directory: str | Path) -> tuple[int, Tree, Tree]:
-    """The step, parameters and statistics of a stage's newest checkpoint, as numpy arrays.
+    """The step, and the model's parameters and statistics, of a stage's newest checkpoint, as numpy arrays.
 
     Args:
         directory: a stage's checkpoint directory.
@@ -123,6 +123,7 @@ def load(directory: str | Path) -> tuple[int, Tree, Tree]:
             for name in ("params", "stats")
         }
         restored = manager.restore(step, args=ocp.args.Composite(**as_numpy))
+    restored["params"].pop(TEACHER_HEAD, None)
     return step, restored["params"], restored["stats"]["stats"]
 
 

@@ -15,7 +15,7 @@ Config = Any
 # The sections that pretraining does not read.
 _OF_JOINT = ("joint.", "loss.", "decode.")
 # Where the photographs lie, and of a stage how often it reports: nothing of what is trained.
-_PLACES = ("data.dir", "data.download")
+_PLACES = ("data.dir", "data.download", "data.teacher")
 _REPORTING = ("log_every", "eval_every", "eval_photos", "save_every")
 
 _OF_STAGE = {
@@ -39,6 +39,7 @@ _RANGES = {
     "loss.sigma": (1e-3, math.inf),
     "loss.rarity": (0, 1),
     "loss.class_weight": (0, math.inf),
+    "loss.teacher_weight": (0, math.inf),
     "decode.temperature": (0, math.inf),
     **{f"{stage}.{field}": ends for stage in ("pretrain", "joint") for field, ends in _OF_STAGE.items()},
 }

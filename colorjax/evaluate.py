@@ -30,6 +30,7 @@ from colorjax.judges import efficientnet, inception, lpips
 from colorjax.judges.weights import Weights
 from colorjax.prior import Prior
 from colorjax.progress import log_to_terminal
+from colorjax.trained import is_portable, load_trained
 
 _log = logging.getLogger("colorjax.evaluate")  # also when it is run as __main__
 
@@ -107,7 +108,7 @@ def evaluate(
     colourfulness, prediction − truth, and its error, the absolute difference, each photo with itself.
 
     Args:
-        workdir: of `training.train`.
+        workdir: of `training.train`; or a portable folder, whose prior is counted into it where it has none.
         split: train, validation or test.
         data_dir: where the photographs lie now; None is the run's own data.dir.
         temperature: of the annealed mean; None is the run's own. Several are a sweep: the rows are those of the run's
@@ -130,13 +131,21 @@ def evaluate(
     if data_dir is not None:
         with config.unlocked():
             config.data.dir = data_dir
-    stage = "joint" if checkpointing.exists(workdir / "joint" / "checkpoints") else "pretrain"
+    portable = is_portable(workdir)
+    if portable:
+        with config.unlocked():
+            config.data.prior = ""  # the folder's own, for the path was another machine's
+    stage = "joint" if portable or checkpointing.exists(workdir / "joint" / "checkpoints") else "pretrain"
     own, sweep = _temperatures(config, stage, temperature)
     judges = _judges(stage, frechet=frechet, lpips_weights=lpips_weights, inception_weights=inception_weights)
     mesh = state.make_mesh()
     info = data.dataset_info(config.data)
     program = training.build_program(config, stage, classes=len(info.class_names))
-    step, *trees = checkpointing.load(workdir / stage / "checkpoints")
+    if portable:
+        trained = load_trained(workdir)
+        step, trees = trained.step, [trained.params, trained.stats]
+    else:
+        step, *trees = checkpointing.load(workdir / stage / "checkpoints")
     resident = jax.device_put((*trees, judges), state.replicated(mesh))
     prior = None
     if stage == "joint":
@@ -409,7 +418,7 @@ def _main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "The --workdir of train.py.", required=True)
+    flags.DEFINE_string("workdir", None, "The --workdir of train.py, or an exported folder of tensors.", required=True)
     flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which photos.")
     flags.DEFINE_string("data_dir", None, "Where the photographs lie now, if not in the run's own config.data.dir.")
     flags.DEFINE_list(

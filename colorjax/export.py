@@ -41,6 +41,8 @@ def export(
     format: str,
     dtype: str = "float32",
     max_shard_size: int = MAX_SHARD_SIZE,
+    statistics_batches: int = 0,
+    data_dir: str | Path | None = None,
 ) -> None:
     """Writes a colorizer into a new folder.
 
@@ -50,6 +52,9 @@ def export(
         format: one of FORMATS.
         dtype: of the tensors in files, as trained.save_trained; a program is float32.
         max_shard_size: bytes of a safetensors file at most, as there.
+        statistics_batches: training batches over which BatchNorm's statistics are computed anew
+            (statistics.of_training); 0 keeps those that there are.
+        data_dir: where the photos for that are; None is the run's own data.dir.
 
     Raises:
         FileExistsError: if `out` holds something.
@@ -61,6 +66,11 @@ def export(
     if format in ("stablehlo", "onnx") and dtype != "float32":
         raise ValueError(f"dtype is {dtype!r}, but a program ({format}) is float32")
     trained, out = load_trained(workdir), Path(out)
+    if statistics_batches:
+        from colorjax import statistics  # which needs the photos, and what reads them
+
+        stats = statistics.of_training(trained, data_dir or trained.config.data.dir, batches=statistics_batches)
+        trained = replace(trained, stats=stats)
     if format == "stablehlo":
         with new_folder(trained, out) as folder:
             (folder / "model.stablehlo").write_bytes(to_stablehlo(trained))
@@ -146,6 +156,8 @@ def _main(argv: list[str]) -> None:
         format=values.format,
         dtype=values.dtype,
         max_shard_size=values.max_shard_size,
+        statistics_batches=values.statistics_batches,
+        data_dir=values.data_dir,
     )
 
 
@@ -155,4 +167,11 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "The new folder.", required=True)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Of the tensors in files.")
     flags.DEFINE_integer("max_shard_size", MAX_SHARD_SIZE, "Bytes of a safetensors file at most.", lower_bound=1)
+    flags.DEFINE_integer(
+        "statistics_batches",
+        0,
+        "Compute BatchNorm's statistics anew over so many training batches; for averaged weights, some hundred.",
+        lower_bound=0,
+    )
+    flags.DEFINE_string("data_dir", None, "Where the photos for that are, if they have moved.")
     app.run(_main)

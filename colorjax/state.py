@@ -20,6 +20,9 @@ from colorjax.config import Config
 Tree = dict[str, Any]
 """Nested dicts of arrays, keyed by the names of networks and layers."""
 
+TEACHER_HEAD = "teacher"
+"""Where the parameters of a joint stage with a teacher have the head that predicts its features. No model has it."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class Program:
 
     def merged(self, params: Tree, stats: Tree) -> nnx.Module:
         """The model itself, with these parameters and statistics."""
-        return nnx.merge(self.graphdef, _numbered(params), _numbered(stats))
+        own = {name: network for name, network in params.items() if name != TEACHER_HEAD}
+        return nnx.merge(self.graphdef, _numbered(own), _numbered(stats))
 
 
 def make_mesh() -> Mesh:

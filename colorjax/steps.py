@@ -41,6 +41,7 @@ def make_train_step(
 
     Gradient accumulation splits the batch into `accumulate` microbatches, of which BatchNorm sees one at a time; the
     augmentation and the loss are those of the whole batch. With `ema` the state holds averages besides what is trained.
+    With a teacher the batch has its features, the same for every view of a photo; the logged `loss` leaves them out.
     """
     accumulate, batch_size, ema = config[stage].accumulate, config[stage].batch_size, config[stage].ema
     if not 0 <= ema < 1:
@@ -57,15 +58,22 @@ def make_train_step(
         outputs, stats = program(params, stats, lab[..., :1], train=True)
         targets = _targets(lab, micro["inside"], micro["mask"], config, reference)
         total, logged = loss(outputs, micro, targets, config, reference)
+        if teacher_weight:
+            assert outputs.vector is not None
+            head = params[state.TEACHER_HEAD]
+            taught, measured = losses.teacher_terms(outputs.vector, head, micro["teacher"], micro["mask"])
+            total += teacher_weight * taught / len(micro["mask"])
+            logged |= measured
         return total, (stats, logged)
 
+    teacher_weight = config.loss.teacher_weight if stage == "joint" else 0
     gradient = jax.grad(loss_fn, has_aux=True)
 
     def step(before: TrainState, batch: Batch) -> tuple[TrainState, metrics.Totals]:
         # Random numbers are a function of (seed, step), so that a resumed run draws the same ones.
         key = jax.random.fold_in(jax.random.key(config.seed), before.step)
         rgb, inside = augment(jnp.asarray(batch["image"]), key, size=config.data.image_size, **config.augment)
-        whole = {"rgb": rgb, "inside": inside, "label": batch["label"], "mask": batch["mask"]}
+        whole = {name: x for name, x in batch.items() if name != "image"} | {"rgb": rgb, "inside": inside}
         now = before.opt_state if ema else Unaveraged(before.params, before.stats, before.opt_state)
         if accumulate == 1:
             grads, (stats, logged) = gradient(now.params, now.stats, whole)

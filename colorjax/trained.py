@@ -38,7 +38,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _FORMATS = {"safetensors": _DTYPES, "npz": ("float32", "float16")}
 MAX_SHARD_SIZE = 5_000_000_000
 """Bytes of a safetensors file at most, unless told otherwise: as the Hugging Face Hub likes them."""
-_MACHINE_PATHS = (("data", "dir"), ("data", "prior"), ("joint", "init_from"))
+_MACHINE_PATHS = (("data", "dir"), ("data", "prior"), ("data", "teacher"), ("joint", "init_from"))
 
 Tensors = dict[str, np.ndarray]
 """By their keys in the portable folder."""

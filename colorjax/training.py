@@ -17,7 +17,9 @@ from PIL import Image
 
 from colorjax import checkpointing, color, data, metrics, report, state, steps
 from colorjax.config import Config, check, claim
+from colorjax.judges import efficientnet
 from colorjax.models import SHARED, Classifier, Colorizer
+from colorjax.networks import scaled
 from colorjax.prior import Prior, count
 from colorjax.progress import Progress
 from colorjax.state import Program, Tree
@@ -48,6 +50,8 @@ def train(config: Config, workdir: str | Path) -> None:
     if config.stage not in ("both", *STAGES):
         raise ValueError(f"stage is {config.stage!r}; it must be both, pretrain or joint")
     check(config)
+    if config.loss.teacher_weight and not config.data.teacher:
+        raise ValueError("loss.teacher_weight needs data.teacher, a file that `python -m colorjax.teacher` makes")
     stages = [stage for stage in STAGES if config.stage in ("both", stage) and config[stage].steps > 0]
     for stage in stages:
         # What cannot be built is refused now, and not after a pretraining of weeks.
@@ -114,6 +118,7 @@ def _train_stage(
     terminated: Callable[[], bool],
 ) -> None:
     own, directory = config[stage], workdir / stage
+    taught = stage == "joint" and config.loss.teacher_weight > 0
     start = checkpoints.latest_step() or 0
     if start >= own.steps:
         _log.info("%s: all %d steps are done", stage, own.steps)
@@ -131,6 +136,17 @@ def _train_stage(
     params, stats = init_model(config, stage, classes=classes)
     if not start and stage == "joint":
         params, stats = _grafted(config, workdir, params, stats)
+    batches = data.train_batches(
+        config.data,
+        batch_size=own.batch_size,
+        seed=config.seed,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        teacher=taught,
+    )
+    if taught:
+        params[state.TEACHER_HEAD] = _teacher_head(config)
     current = state.init_state(params, stats, optimizer, mesh, average=own.ema > 0)
     del params, stats
     if start:
@@ -148,14 +164,6 @@ def _train_stage(
         mesh.devices.flat[0].device_kind,
     )
     progress = Progress(directory, start=start, steps=own.steps, batch_size=own.batch_size)
-    batches = data.train_batches(
-        config.data,
-        batch_size=own.batch_size,
-        seed=config.seed,
-        start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
 
     since_record: metrics.Totals = {}
 
@@ -259,6 +267,14 @@ def _maker(config: Config, stage: str, classes: int) -> Callable[[jax.Array], nn
     model = Classifier if stage == "pretrain" else Colorizer
     size = config.data.image_size
     return lambda key: model(config.model, classes=classes, image_size=size, rngs=nnx.Rngs(key))
+
+
+def _teacher_head(config: Config) -> Tree:
+    """The initial linear map of the global vector to the teacher's features."""
+    shape = (scaled(512, config.model.width), efficientnet.FEATURES)
+    # Of another key than the model's.
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    return {"kernel": nnx.initializers.lecun_normal()(key, shape), "bias": jnp.zeros(shape[1])}
 
 
 def _grafted(config: Config, workdir: Path, params: Tree, stats: Tree) -> tuple[Tree, Tree]:

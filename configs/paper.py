@@ -24,6 +24,7 @@ def get_config(row: str = "full") -> Any:
     d.resolution = 256  # pixels: the host's square copy of a photo; the margin feeds rotation and scale
     d.image_size = 224  # pixels: the network's input
     d.shuffle_buffer = 8192  # undecoded photos held back for shuffling, some 50 kB each
+    d.teacher = ""  # file made by `python -m colorjax.teacher`; needed where loss.teacher_weight is not 0
     d.prior = ""  # file made by `python -m colorjax.prior`; "" counts it once, into the workdir
 
     c.augment = a = ml_collections.ConfigDict()
@@ -55,6 +56,7 @@ def get_config(row: str = "full") -> Any:
     s.rarity = 0.5  # λ, the share of the uniform distribution in the weights; 1 is no weighting
     s.pixels = "sum"  # sum (loss (1)) | mean, over an image's output pixels
     s.class_weight = 1.0  # of the class term beside the colour term; 1 with "sum" is loss (1)
+    s.teacher_weight = 0.0  # of the teacher's term (data.teacher) in the joint stage; not in the paper
 
     c.decode = ml_collections.ConfigDict()
     c.decode.temperature = 0.38  # of the annealed mean (Zhang); 0 takes the mode, 1 the mean

