@@ -21,6 +21,7 @@ _REPORTING = ("log_every", "eval_every", "eval_photos", "save_every")
 _OF_STAGE = {
     "learning_rate": (0, math.inf),
     "weight_decay": (0, math.inf),
+    "decay_steps": (0, math.inf),
     "clip_norm": (0, math.inf),
     "accumulate": (1, math.inf),
     "batch_size": (1, math.inf),
@@ -68,7 +69,8 @@ def claim(config: Config, workdir: Path) -> None:
     A field binds from the first checkpoint on that depends on it. So what ended before it had saved anything, as a
     misspelt field does, can be started again with another configuration; and after pretraining the sections `joint`,
     `loss` and `decode` may still change. Where the photographs lie and how often a stage reports never binds; nor do
-    the steps of a stage at a constant rate, as long as nothing was trained on what they ended with.
+    the steps of a stage at a constant rate and those of its decay, as long as it has not begun to fall and nothing was
+    trained on what they ended with.
 
     Raises:
         ValueError: if it differs from the one that is there in anything that binds: lists the differences.
@@ -110,8 +112,9 @@ def _binds(key: str, there: dict[str, Any], now: dict[str, Any], last: dict[str,
     stage, _, field = key.partition(".")
     if key in _PLACES or field in _REPORTING:
         return False
-    if field == "steps" and {c.get(f"{stage}.schedule") for c in (there, now)} == {"constant"}:
-        return now[key] < last[stage] or (stage == "pretrain" and last["joint"] > 0)
+    if field in ("steps", "decay_steps") and {c.get(f"{stage}.schedule") for c in (there, now)} == {"constant"}:
+        constant = min(c[f"{stage}.steps"] - c.get(f"{stage}.decay_steps", 0) for c in (there, now))
+        return constant < last[stage] or (stage == "pretrain" and last["joint"] > 0)
     return last["joint"] > 0 or (last["pretrain"] > 0 and not key.startswith(_OF_JOINT))
 
 

@@ -85,6 +85,7 @@ def _stage() -> Any:
     s.learning_rate = 1e-3  # its peak; not given either, so Adam's own default
     s.warmup_steps = 0  # linear, from 0
     s.schedule = "constant"  # constant | cosine, down to 0 at the last step
+    s.decay_steps = 0  # the last steps of a constant rate, in which it falls to 0 in a straight line
     s.weight_decay = 0.0  # adamw only
     s.clip_norm = 0.0  # of the gradient, over all parameters; 0 is no clipping
     # At a constant rate BatchNorm's averaged statistics do not fit the averaged weights: docs/ablations.md, `ema`.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from colorjax.config import check, claim, differences, flat, load_config
-from configs import ablations, food64, paper, paper64, quickstart, vivid, vivid64
+from configs import ablations, food64, food101_small, paper, paper64, quickstart, vivid, vivid64
 
 
 def changed(**fields: Any) -> Any:
@@ -49,7 +49,7 @@ def test_a_number_out_of_its_range_is_named(field: str, value: float, said: str)
         check(changed(**{field: value}))
 
 
-@pytest.mark.parametrize("module", [quickstart, paper, food64, paper64, vivid, vivid64])
+@pytest.mark.parametrize("module", [quickstart, paper, food64, food101_small, paper64, vivid, vivid64])
 def test_every_preset_is_within_all_ranges(module: Any) -> None:
     for row in (*ablations.ROWS, *ablations.CURES):
         check(ablations.apply(module.get_config(), row))
@@ -133,6 +133,21 @@ def test_steps_may_grow_at_a_constant_rate_alone(tmp_path: Path) -> None:
         claim(changed(joint__schedule="cosine", joint__steps=40), falling)
     with pytest.raises(ValueError, match=r"joint\.schedule: 'cosine' there, 'constant' now"):
         claim(changed(joint__schedule="constant", joint__steps=40), falling)
+
+
+def test_a_decay_may_move_until_it_begins(tmp_path: Path) -> None:
+    def constant(steps: int, decay: int) -> Any:
+        return changed(joint__schedule="constant", joint__steps=steps, joint__decay_steps=decay)
+
+    claim(constant(100, 10), tmp_path)
+    saved(tmp_path, "joint", "30")
+    claim(constant(50, 20), tmp_path)
+    claim(constant(45, 15), tmp_path)
+    with pytest.raises(ValueError, match=r"joint\.steps: 45 there, 40 now"):
+        claim(constant(40, 15), tmp_path)
+    saved(tmp_path, "joint", "31")  # it has begun
+    with pytest.raises(ValueError, match=r"joint\.decay_steps: 15 there, 10 now\n.*joint\.steps: 45 there, 100 now"):
+        claim(constant(100, 10), tmp_path)
 
 
 def test_vivid_is_the_same_recipe_at_both_sizes() -> None:
