@@ -1,14 +1,17 @@
 """BatchNorm's statistics computed anew, against numpy."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from colorjax import statistics
+from colorjax import evaluate, export, statistics
 from colorjax.attention import SpectralLinear
 from colorjax.state import Program
+from colorjax.trained import load_trained
 
 
 class _TwoNorms(nnx.Module):
@@ -52,3 +55,20 @@ def test_no_batch_is_refused() -> None:
     program, params, stats = Program.split(_TwoNorms())
     with pytest.raises(ValueError, match="there is no batch"):
         statistics.recomputed(program, params, stats, [])
+
+
+def test_an_export_with_new_statistics_has_the_runs_weights(untrained: Path, tmp_path: Path) -> None:
+    before = load_trained(untrained)
+    for name in ("first", "again"):
+        export.export(untrained, tmp_path / name, format="npz", statistics_batches=2)
+    first, again = (load_trained(tmp_path / name) for name in ("first", "again"))
+    jax.tree.map(np.testing.assert_array_equal, first.params, before.params)
+    jax.tree.map(np.testing.assert_array_equal, first.stats, again.stats)
+    norm = first.stats["low_level"]["layers"]["0"]["norm"]
+    assert not np.allclose(norm["mean"], before.stats["low_level"]["layers"]["0"]["norm"]["mean"])
+    assert (norm["var"] > 0).all()
+
+
+def test_an_exported_folder_is_evaluated_as_its_run_is(untrained: Path, tmp_path: Path) -> None:
+    export.export(untrained, tmp_path / "folder", format="npz")
+    assert evaluate.evaluate(tmp_path / "folder") == evaluate.evaluate(untrained)
