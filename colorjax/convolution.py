@@ -70,7 +70,7 @@ def same_convolution(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -
         [B, H, W, out].
     """
     height, width = x.shape[1:3]
-    taken = {name: options.get(name) for name in ("precision", "preferred_element_type")}
+    taken: Any = {name: options.get(name) for name in ("precision", "preferred_element_type")}
     if height >= 3 or width >= 3:
         return lax.conv_general_dilated(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=_NHWC, **taken)
     padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])

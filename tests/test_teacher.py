@@ -62,6 +62,7 @@ def test_every_photo_comes_with_its_own_features(file: Path, features: np.ndarra
     standardized = Teacher(file, photos=PHOTOS)
     stream = data.train_batches(config.data, batch_size=32, seed=3, teacher=True)
     seen = 0
+    batch: Any
     for batch in itertools.islice(stream, 3):
         for photo, row in zip(batch["image"], batch["teacher"], strict=True):
             np.testing.assert_array_equal(row, standardized[np.array([place[photo.tobytes()]])][0])
