@@ -21,6 +21,7 @@ COMMANDS = {
     "ablate": "train and compare variants of a configuration",
     "data": "decode a data set once, so that training reads it faster",
     "prior": "count the colors of a data set",
+    "teacher": "compute what a teacher sees of a data set's photos",
     "export": "write a colorizer for other programs",
     "weights": "list the weights that ship with the package",
 }

@@ -13,7 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from colorjax.data.batches import SPLITS, Batch, DatasetInfo, Share, Source, center_crop
+from colorjax.data.batches import SPLITS, Batch, DatasetInfo, RowSource, Share, Source, center_crop
+from colorjax.data.teacher import Teacher
 
 __all__ = ["Batch", "DatasetInfo", "center_crop", "dataset_info", "eval_batches", "open_source", "train_batches"]
 
@@ -38,6 +39,7 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    teacher: bool = False,
 ) -> Iterator[Batch]:
     """Endless batches of the "train" split, reshuffled every epoch.
 
@@ -52,6 +54,7 @@ def train_batches(
         process_index: which share of each batch to read.
         process_count: number of shares; process i gets rows i·B/P … (i+1)·B/P of the batch that
             a single process would get.
+        teacher: whether to add the features in data_config.teacher.
 
     Returns:
         An iterator over shares of batch_size / process_count rows. A photo that does not decode
@@ -64,6 +67,13 @@ def train_batches(
     share = Share(batch_size, process_index, process_count)
     source = open_source(data_config)
     _check_split(source, "train", data_config)
+    if teacher:
+        if not isinstance(source, RowSource):
+            raise ValueError(
+                f"a teacher's features go with a pack's photos: config.data.source={data_config.source!r} has no fixed "
+                "places; write a pack with `python -m colorjax data`"
+            )
+        source.teacher = Teacher(str(data_config.teacher), photos=source.info.sizes["train"])
     return source.train(share, seed=seed, start_step=start_step)
 
 

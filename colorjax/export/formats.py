@@ -11,6 +11,7 @@ Every format is a new folder with config.json and classes.json, and in it:
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from colorjax.export import model_card
@@ -30,6 +31,8 @@ def export(
     format: str,
     dtype: str = "float32",
     max_shard_size: int = MAX_SHARD_SIZE,
+    statistics_batches: int = 0,
+    data_dir: str | Path | None = None,
 ) -> None:
     """Writes a colorizer into a new folder.
 
@@ -39,6 +42,9 @@ def export(
         format: one of FORMATS.
         dtype: of the tensors in files, as trained.save_trained; a program is float32.
         max_shard_size: bytes of a safetensors file at most, as there.
+        statistics_batches: training batches over which BatchNorm's statistics are computed anew
+            (statistics.of_training); 0 keeps those that there are.
+        data_dir: where the photos for that are; None is the run's own data.dir.
 
     Raises:
         FileExistsError: if `out` holds something.
@@ -50,6 +56,11 @@ def export(
     if format in ("stablehlo", "onnx") and dtype != "float32":
         raise ValueError(f"dtype is {dtype!r}, but a program ({format}) is float32")
     trained, out = load_trained(workdir), Path(out)
+    if statistics_batches:
+        from colorjax.training import statistics  # which reads photos; other exports need none
+
+        stats = statistics.of_training(trained, data_dir or trained.config.data.dir, batches=statistics_batches)
+        trained = replace(trained, stats=stats)
     if format == "stablehlo":
         with new_folder(trained, out) as folder:
             (folder / "model.stablehlo").write_bytes(to_stablehlo(trained))

@@ -12,6 +12,9 @@ from colorjax.model.colorizer import Classifier, Colorizer
 Tree = dict[str, Any]
 """Nested dicts of arrays, keyed by the names of networks and layers."""
 
+TEACHER_HEAD = "teacher"
+"""The name, among a joint stage's parameters, of the head that predicts a teacher's features. No model has it."""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -37,7 +40,8 @@ class Program:
 
     def merged(self, params: Tree, stats: Tree) -> nnx.Module:
         """The NNX model with these parameters and statistics."""
-        return nnx.merge(self.graphdef, _numbered(params), _numbered(stats))
+        own = {name: network for name, network in params.items() if name != TEACHER_HEAD}
+        return nnx.merge(self.graphdef, _numbered(own), _numbered(stats))
 
 
 def abstract_model(config: Any, stage: str, *, classes: int) -> tuple[Program, Tree, Tree]:

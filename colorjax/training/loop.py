@@ -18,7 +18,9 @@ from PIL import Image
 
 from colorjax import atomic, color, data, metrics
 from colorjax.data.batches import center_crop, eval_batch_size
-from colorjax.model.program import abstract_model, init_model
+from colorjax.data.teacher import count_features
+from colorjax.model.networks import scaled
+from colorjax.model.program import TEACHER_HEAD, Tree, abstract_model, init_model
 from colorjax.run import sharding
 from colorjax.run.checkpoints import Checkpoints, require_space, set_aside_damaged
 from colorjax.run.config import STAGES, Config, validate
@@ -44,6 +46,8 @@ from colorjax.training.termination import Termination, termination
 _log = logging.getLogger(__name__)
 
 _PANEL_PHOTOS = 8
+# Folded into the seed's key; neither the initialization nor the augmentation (step.py) folds in this number.
+_TEACHER_KEY = 2**32 - 2
 
 
 def train(config: Config, workdir: str | Path) -> None:
@@ -94,6 +98,9 @@ def _check_stage(config: Config, stage: str, workdir: Path, mesh: Mesh, *, class
     if stage == "joint" and latest_step(workdir, stage) is None:
         check_pretrained(config, workdir, params, stats, classes=classes)
     optimizer = make_optimizer(config, stage)
+    features = _teacher_features(config, stage)
+    if features:
+        params[TEACHER_HEAD] = jax.eval_shape(lambda: _teacher_head(config, features))
     # The values of prior and weights change nothing in a trace.
     uniform = np.full(color.NUM_BINS, 1 / color.NUM_BINS)
     reference = color_reference(uniform, config) if stage == "joint" else None
@@ -112,7 +119,8 @@ def _check_stage(config: Config, stage: str, workdir: Path, mesh: Mesh, *, class
             "mask": jax.ShapeDtypeStruct((size,), jnp.float32),
         }
 
-    jax.eval_shape(train_step, state, batch(config[stage].batch_size))
+    taught: Any = {"teacher": jax.ShapeDtypeStruct((config[stage].batch_size, features), jnp.float32)}
+    jax.eval_shape(train_step, state, batch(config[stage].batch_size) | (taught if features else {}))
     jax.eval_shape(eval_step, params, stats, batch(eval_batch_size(mesh.devices.size)))
 
 
@@ -144,6 +152,9 @@ def _train_stage(
     params, stats = init_model(config, stage, classes=classes)
     if not start and stage == "joint":
         params, stats = graft_pretrained(config, workdir, params, stats)
+    features = _teacher_features(config, stage)
+    if features:
+        params[TEACHER_HEAD] = _teacher_head(config, features)
     state = init_state(params, stats, optimizer, mesh, average=settings.ema > 0)
     del params, stats
     if start:
@@ -236,6 +247,7 @@ def _train_stage(
             start_step=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            teacher=features > 0,
         )
         compiled_step: Any = None
         unread: tuple[int, metrics.Totals] | None = None
@@ -263,6 +275,23 @@ def _train_stage(
                 if validating:
                     validate_step(step)
                 progress.restart_clock(step)
+
+
+def _teacher_features(config: Config, stage: str) -> int:
+    """How many features a stage's teacher has; 0 without a teacher."""
+    if stage != "joint" or not config.loss.teacher_weight:
+        return 0
+    if not config.data.teacher:
+        raise ValueError("loss.teacher_weight needs data.teacher, a file that `colorjax teacher` makes")
+    return count_features(config.data.teacher)
+
+
+def _teacher_head(config: Config, features: int) -> Tree:
+    """The initial linear map of the global vector to the teacher's features."""
+    shape = (scaled(512, config.model.width), features)
+    # Of another key than the model's.
+    key = jax.random.fold_in(jax.random.key(config.seed), _TEACHER_KEY)
+    return {"kernel": jax.nn.initializers.lecun_normal()(key, shape), "bias": jnp.zeros(features)}
 
 
 def _compile(step: Any, *args: Any, name: str) -> Any:
