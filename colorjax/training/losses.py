@@ -98,7 +98,7 @@ def teacher_terms(
     Returns:
         The sum over the photos, and `teacher_loss`.
     """
-    predicted = vector @ head["kernel"] + head["bias"]
+    predicted = vector @ head["kernel"] + head["bias"][None]
     total = jnp.sum(mask * (1 - optax.cosine_similarity(predicted, features, epsilon=1e-6)))
     return total, {"teacher_loss": (total, jnp.sum(mask))}
 
