@@ -345,7 +345,11 @@ def downsample(x: ArrayLike, *, factor: int) -> jax.Array:
 
 def _lab_from_unit_rgb(rgb: Any, xp: Any) -> Any:
     """rgb_to_lab on 0…1, in numpy (float64) for the bins or in jax.numpy (float32)."""
-    t = _matmul(_XYZ_FROM_RGB / _WHITE[:, None], _decoded(rgb, xp), xp)
+    linear = _decoded(rgb, xp)
+    if xp is jnp:
+        # Without it XLA's CPU compiler decodes every channel anew for each of X, Y and Z.
+        linear = jax.lax.optimization_barrier(linear)
+    t = _matmul(_XYZ_FROM_RGB / _WHITE[:, None], linear, xp)
     f = _cube_root(t, xp)
     x, y, z = f[..., 0], f[..., 1], f[..., 2]
     return xp.stack([116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)], axis=-1)
