@@ -206,7 +206,7 @@ SMALL = [
         "pretrain.steps=1",
         "pretrain.batch_size=8",
         "pretrain.eval_photos=8",
-        "joint.steps=1",
+        "joint.steps=4",  # a row takes a quarter of them
         "joint.warmup_steps=0",
         "joint.batch_size=8",
         "joint.eval_photos=8",
@@ -247,7 +247,7 @@ def test_the_readmes_commands_run(untrained: Path, tmp_path: Path) -> None:
     assert np.asarray(Image.open(tmp_path / "colored" / "old.jpg")).shape == (50, 70, 3)
     assert np.asarray(Image.open(tmp_path / "colored" / "below" / "b.png")).shape == (70, 50, 3)
     assert (tmp_path / "runs" / "vivid" / "evaluation" / "test" / "metrics.json").exists()
-    assert (tmp_path / "runs" / "paper" / "joint" / "checkpoints" / "1").exists()
+    assert (tmp_path / "runs" / "paper" / "joint" / "checkpoints" / "4").exists()
 
 
 @pytest.mark.slow

@@ -158,6 +158,8 @@ def _color_files(
         else:
             skipped += 1
             _log.info("%s: skipped, since %s exists (--overwrite colors it again)", job.source, job.target)
+    if todo:
+        _log.info("coloring %d; the first ones take longer, since the network is compiled", len(todo))
     progress = _Progress(len(todo))
     with contextlib.closing(color_files(todo, predictor, look)) as results:
         for result in results:

@@ -83,6 +83,8 @@ class Termination:
                     first = first or number
             if first and (deadline == math.inf or self._held or self.saving()):
                 deadline = time.monotonic() + GRACE
+        # Not by logging, whose locks the main thread may hold.
+        os.write(2, b"stopped; the same command goes on from the newest checkpoint\n")
         os._exit(128 + first)
 
 

@@ -92,11 +92,11 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
             pixels = read(path).array
             style_pixels = read(Path(style)).array if style else None
             (prediction,) = predictor.predict([pixels], style=style_pixels, hint=hint or None)
-        except ValueError as e:
-            return [_message(str(e)), gr.skip(), gr.skip(), gr.skip(), gr.skip(), None]
-        preview = replace(prediction, photo=_reduced(pixels))
-        session = _Session(path, _picture(preview.render(saturation=0.0), folder), preview)
-        pair = show(session, saturation, temperature)
+            preview = replace(prediction, photo=_reduced(pixels))
+            session = _Session(path, _picture(preview.render(saturation=0.0), folder), preview)
+            pair = show(session, saturation, temperature)
+        except (OSError, ValueError) as e:
+            return [_message(e), gr.skip(), gr.skip(), gr.skip(), gr.skip(), None]
         likeliest = {_readable(name): p for name, p in prediction.likeliest(5)}
         return [_message(""), gr.update(visible=True), pair, likeliest, session, None]
 
@@ -104,8 +104,10 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
         try:
             # Returning the session keeps it for another half hour.
             return [_message(""), show(_kept(session), saturation, temperature), session]
+        except OSError as e:
+            return [_message(e), gr.skip(), session]
         except ValueError as e:
-            return [_message(str(e)), gr.skip(), None]
+            return [_message(e), gr.skip(), None]
 
     def write(session: _Session | None, saturation: float, temperature: float) -> list[Any]:
         try:
@@ -115,8 +117,8 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
             target = folder / secrets.token_hex(16) / _download_name(kept.upload, photo)
             target.parent.mkdir()
             write_photo(rgb, photo, target)
-        except ValueError as e:
-            return [_message(str(e)), None, session]
+        except (OSError, ValueError) as e:
+            return [_message(e), None, session]
         return [_message(""), str(target), session]
 
     def upload_box(label: str, **options: Any) -> Any:
@@ -221,9 +223,11 @@ def _kept(session: _Session | None) -> _Session:
     raise ValueError(f"The photo {_DELETED}")
 
 
-def _message(text: str) -> Any:
+def _message(problem: Exception | str) -> Any:
+    """Shows a problem, or nothing for ""; of an OSError only the reason, since a path is no visitor's business."""
     import gradio as gr
 
+    text = f"The server failed: {problem.strerror}." if isinstance(problem, OSError) else str(problem)
     return gr.update(value=f'<p id="message" role="alert">{html.escape(text)}</p>', visible=bool(text))
 
 

@@ -223,7 +223,7 @@ def test_broken_exif_tags_are_left_out_of_a_tiff() -> None:
         assert image.getexif()[0x010E] == "cup"
 
 
-def test_a_broken_profile_is_ignored_and_said() -> None:
+def test_a_broken_profile_is_ignored_and_noted() -> None:
     pixels = some_pixels(4, 6, 3)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", icc_profile=b"nonsense")
@@ -274,7 +274,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_formats_and_sizes_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     pixels = some_pixels(2, 2, 3)
     with pytest.raises(ValueError, match="format is 'gif'; it must be JPEG, PNG, TIFF or WEBP"):
         write_photo(pixels, Photo(pixels), tmp_path / "a.png", format="gif")

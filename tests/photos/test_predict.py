@@ -34,7 +34,7 @@ def photos() -> list[np.ndarray]:
     return [coffee, rocket[..., 0].astype(np.uint16) * 257, np.dstack([coffee, coffee[..., :1]]), coffee[:30, :20]]
 
 
-def test_the_network_is_the_evaluation_s(untrained: Path, predictor: Predictor) -> None:
+def test_the_network_is_that_of_the_evaluation(untrained: Path, predictor: Predictor) -> None:
     rgb = np.asarray(mixed_photos.small_image("coffee.png").resize((32, 32), Image.Resampling.BOX))
     loaded = load_trained(untrained)
     program = build_program(loaded.config, "joint", classes=len(loaded.class_names))
@@ -115,7 +115,7 @@ def test_the_working_size_brings_detail_and_leaves_the_coarse_colors(untrained: 
     np.testing.assert_allclose(small.class_probabilities, large.class_probabilities, atol=1e-5)
 
 
-def test_what_cannot_be_is_refused(untrained: Path, predictor: Predictor, photos: list[np.ndarray]) -> None:
+def test_wrong_arguments_are_refused(untrained: Path, predictor: Predictor, photos: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="size is 60; it must be a multiple of 8"):
         Predictor(untrained, size=60)
     with pytest.raises(ValueError, match="size is 1000000000; it must be a multiple of 8 between 32 and 4096"):
@@ -201,7 +201,7 @@ def test_a_film_keeps_its_sound_rate_and_lightness(predictor: Predictor, tmp_pat
     assert np.abs(frames[0].astype(int) - frames[1][:, :97]).mean() > 2
 
 
-def test_without_ffmpeg_a_film_says_what_to_install(
+def test_without_ffmpeg_the_error_names_what_to_install(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -242,7 +242,7 @@ def test_the_download_has_the_photos_size_format_and_metadata(
         ("<script>alert(1)<script>.png", b"x", "not a photo"),
     ],
 )
-def test_what_is_no_photo_is_said_so_and_the_page_goes_on(
+def test_a_file_that_is_not_a_photo_is_reported_and_the_page_goes_on(
     visitor: Visitor, cat: np.ndarray, name: str, content: bytes, message: str
 ) -> None:
     shown = visitor.color(visitor.upload(name, content))
@@ -250,6 +250,25 @@ def test_what_is_no_photo_is_said_so_and_the_page_goes_on(
     assert "/" not in shown.message  # where it lies on the server
     assert shown.pair is None
     assert visitor.color(visitor.upload("cat.png", encoded(cat))).pair
+
+
+def test_a_full_disk_is_a_message_without_a_path(
+    visitor: Visitor, cat: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = visitor.upload("cat.png", encoded(cat))
+    assert visitor.color(photo).pair
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device", "/somewhere/secret")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(web_page, "_picture", full)
+        patch.setattr(web_page, "write_photo", full)
+        assert visitor.color(photo).message == "The server failed: No space left on device."
+        for function in ("render", "write"):
+            message = visitor.call(function, None, 1.0, 0.38)["output"]["data"][0]
+            assert message_text(message) == "The server failed: No space left on device."
+    assert visitor.color(photo).pair
 
 
 @pytest.mark.slow
@@ -509,7 +528,7 @@ def test_sessions_know_nothing_of_each_other_are_forgotten_and_have_limits(
             visitors[0].upload("small.png", b"mine")
 
 
-def test_without_gradio_it_is_said_what_to_install(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gradio_the_error_names_what_to_install(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ImportError, match="pip install gradio"), server.serving(predictor, port=free_port()):
         pass
@@ -638,7 +657,7 @@ def test_in_a_browser_a_photo_is_colored_tuned_and_downloaded(
     assert np.ptp(written.astype(int), axis=-1).max() <= 1  # saturation is 0
 
 
-def test_in_a_browser_what_is_no_photo_is_said_so_and_the_next_one_is_colored(
+def test_in_a_browser_a_bad_file_is_reported_and_the_next_photo_is_colored(
     opened: Callable[[int], Any], cat: np.ndarray
 ) -> None:
     page = opened(390)
