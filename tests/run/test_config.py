@@ -11,6 +11,7 @@ from colorjax.run.config import validate
 from colorjax.run.trees import flatten
 from colorjax.run.workdir import bind_config, differences, load_config
 from colorjax.study import rows
+from colorjax.training.optimizer import make_optimizer
 from configs import food64, food101_small, paper, paper64, quickstart, vivid, vivid64
 
 
@@ -53,9 +54,11 @@ def test_a_number_out_of_its_range_is_named(field: str, value: float, said: str)
 
 
 @pytest.mark.parametrize("module", [quickstart, paper, food64, food101_small, paper64, vivid, vivid64])
-def test_every_preset_is_within_all_ranges(module: Any) -> None:
+def test_every_row_of_every_preset_is_within_all_ranges_and_has_an_optimizer(module: Any) -> None:
     for row in (*rows.ROWS, *rows.CURES):
-        validate(rows.apply(module.get_config(), row))
+        config = rows.apply(module.get_config(), row)
+        validate(config)
+        make_optimizer(config, "joint")
 
 
 def test_what_ended_before_a_checkpoint_binds_nothing(tmp_path: Path) -> None:

@@ -240,6 +240,7 @@ def test_a_constant_rate_warms_up_and_decays() -> None:
     config.joint.update(learning_rate=0.5, steps=20, warmup_steps=4, decay_steps=5)
     optimizer = make_optimizer(config, "joint")
     params: Any = {"kernel": jnp.zeros(())}
+    updates: Any
     opt_state, rates = optimizer.init(params), []
     for _ in range(20):
         # Adam's update at a constant gradient is the rate itself.
