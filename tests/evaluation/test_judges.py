@@ -336,6 +336,7 @@ def test_efficientnet_equals_pytorch() -> None:
     np.testing.assert_allclose(run(efficientnet.features, w, photos), expected, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")  # lpips asks in an old way
 def test_lpips_equals_pytorch_itself() -> None:
     package, torch = pytest.importorskip("lpips"), pytest.importorskip("torch")
     network = package.LPIPS(net="alex", pnet_rand=True, verbose=False)
