@@ -37,6 +37,7 @@ class Settings(NamedTuple):
         photos: a folder of photo files (`config.data.source` "folder"), or "".
         out: where `device` writes, or "".
         pretrain_steps, joint_steps: of the run that `device` trains.
+        topology, programs, config, per_chip, classes: of `compile`.
     """
 
     repeats: int
@@ -46,6 +47,11 @@ class Settings(NamedTuple):
     out: str = ""
     pretrain_steps: int = 0
     joint_steps: int = 0
+    topology: str = ""
+    programs: str = ""
+    config: Any = None
+    per_chip: int = 0
+    classes: int = 101
 
 
 def race(forms: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, float]:

@@ -88,8 +88,6 @@ def moved_bytes(batch: int, side: int, channels: int, kernel_size: int, dtype: s
 
 def _names() -> list[str]:
     names = ["ours", "XLA unfold"]
-    if jax.default_backend() == "gpu":
-        names.append("Pallas")
     if measure.torch_or_none():
         names.append("F.unfold")
     if jax.default_backend() == "gpu" and san_kernels.available():
@@ -134,7 +132,6 @@ def _arrays(case: tuple, backward: bool) -> tuple[jax.Array, ...]:
 def _jax_run(name: str, kernel_size: int, backward: bool) -> Any:
     form = {
         "ours": functools.partial(patch_sum, kernel_size=kernel_size),
-        "Pallas": functools.partial(patch_sum, kernel_size=kernel_size, implementation="pallas"),
         "XLA unfold": functools.partial(_unfolded, kernel_size=kernel_size),
     }[name]
     if not backward:

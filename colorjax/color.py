@@ -200,7 +200,7 @@ def nearest_bin(ab: ArrayLike) -> jax.Array:
     Returns:
         int32 [...], 0…312.
     """
-    return _nearest(ab, 1)[0][..., 0]
+    return nearest_bins(ab, count=1)[0][0]
 
 
 def soft_targets(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> jax.Array:
@@ -215,13 +215,26 @@ def soft_targets(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> ja
     Returns:
         float32 [..., 313]; each sums to 1.
     """
-    index, weight = shared_bins(ab, neighbors=neighbors, sigma=sigma)
-    # A sum of one-hot vectors fuses into the only pass that writes the 313 entries; a scatter is
-    # serial on CPU.
-    target = jnp.zeros((*index.shape[:-1], NUM_BINS), jnp.float32)
-    for k in range(neighbors):
-        target += weight[..., k, None] * jax.nn.one_hot(index[..., k], NUM_BINS)
-    return target
+    return dense_shares(*bin_shares(ab, neighbors=neighbors, sigma=sigma))
+
+
+def dense_shares(bins: Sequence[jax.Array], shares: Sequence[jax.Array]) -> jax.Array:
+    """The shares of all 313 bins, from those of a few.
+
+    Args:
+        bins: int32 [...], one array for each neighbor; a color's bins differ.
+        shares: float32 [...], one array for each neighbor.
+
+    Returns:
+        float32 [..., 313], 0 for all other bins.
+    """
+    # A sum of one-hot vectors fuses with the operation that reads it, so the 313 entries need not be written to memory.
+    # A scatter is serial on CPU.
+    total = jnp.zeros((), jnp.float32)
+    for index, share in zip(bins, shares, strict=True):
+        number = jax.lax.broadcasted_iota(jnp.int32, (*index.shape, NUM_BINS), index.ndim)
+        total += jnp.where(index[..., None] == number, share[..., None], 0.0)
+    return total
 
 
 def shared_bins(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> tuple[jax.Array, jax.Array]:
@@ -230,8 +243,28 @@ def shared_bins(ab: ArrayLike, *, neighbors: int = 5, sigma: float = 5.0) -> tup
     Returns:
         int32 and float32 [..., neighbors]: the bins, by distance, and their shares, which sum to 1.
     """
-    index, squared_distance = _nearest(ab, neighbors)
-    return index, jax.nn.softmax(-squared_distance / (2 * sigma**2), axis=-1)
+    bins, shares = bin_shares(ab, neighbors=neighbors, sigma=sigma)
+    return jnp.stack(bins, axis=-1), jnp.stack(shares, axis=-1)
+
+
+def bin_shares(
+    ab: ArrayLike, *, neighbors: int, sigma: float, in_gamut: bool = False
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """`shared_bins` with one array for each neighbor, which is faster on every device.
+
+    Args:
+        ab: floating [..., 2].
+        neighbors, sigma: as in `soft_targets`.
+        in_gamut: as in `nearest_bins`.
+
+    Returns:
+        The bins, int32 [...], by distance, and their shares, float32 [...]: `neighbors` arrays of each.
+    """
+    bins, squared_distances = nearest_bins(ab, count=neighbors, in_gamut=in_gamut)
+    # A softmax over the neighbors, of which the first has the largest logit.
+    powers = [jnp.exp((squared_distances[0] - d) / (2 * sigma**2)) for d in squared_distances]
+    total = sum(powers[1:], powers[0])
+    return bins, [power / total for power in powers]
 
 
 def annealed_mean(logits: ArrayLike, *, temperature: float = 0.38) -> jax.Array:
@@ -320,7 +353,8 @@ def is_gray(ab: ArrayLike, *, threshold: float = 5.0) -> jax.Array:
     Returns:
         bool [...].
     """
-    return jnp.all(jnp.abs(jnp.asarray(ab)) <= threshold, axis=(-3, -2, -1))
+    small = [jnp.all(jnp.abs(jnp.asarray(ab)[..., i]) <= threshold, axis=(-2, -1)) for i in range(2)]
+    return small[0] & small[1]
 
 
 def downsample(x: ArrayLike, *, factor: int) -> jax.Array:
@@ -340,18 +374,27 @@ def downsample(x: ArrayLike, *, factor: int) -> jax.Array:
     b, h, w, c = x.shape
     if h % factor or w % factor:
         raise ValueError(f"cannot average {factor}×{factor} squares of an array of shape {x.shape}")
-    return x.reshape(b, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
+
+    def mean(x: jax.Array) -> jax.Array:
+        return x.reshape(b, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
+
+    def windows(x: jax.Array) -> jax.Array:
+        # A TPU would pad the last two of the reshaped axes to 8 and 128.
+        shape = (1, factor, factor)
+        planes = [jax.lax.reduce_window(x[..., i], 0.0, jax.lax.add, shape, shape, "VALID") for i in range(c)]
+        return jnp.stack(planes, axis=-1) / factor**2
+
+    return jax.lax.platform_dependent(x, tpu=windows, default=mean)
 
 
 def _lab_from_unit_rgb(rgb: Any, xp: Any) -> Any:
     """rgb_to_lab on 0…1, in numpy (float64) for the bins or in jax.numpy (float32)."""
-    linear = _decoded(rgb, xp)
+    # Channel by channel: a last axis of 3 is slow on a CPU, and a TPU pads it to 128.
+    linear = [_decoded(rgb[..., i], xp) for i in range(3)]
     if xp is jnp:
-        # Without it XLA's CPU compiler decodes every channel anew for each of X, Y and Z.
+        # Without it, XLA's CPU compiler decodes every channel anew for each of X, Y and Z.
         linear = jax.lax.optimization_barrier(linear)
-    t = _matmul(_XYZ_FROM_RGB / _WHITE[:, None], linear, xp)
-    f = _cube_root(t, xp)
-    x, y, z = f[..., 0], f[..., 1], f[..., 2]
+    x, y, z = (_cube_root(t, xp) for t in _products(_XYZ_FROM_RGB / _WHITE[:, None], linear))
     return xp.stack([116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)], axis=-1)
 
 
@@ -382,49 +425,127 @@ def _linear_rgb(x: jax.Array, y: jax.Array, z: jax.Array) -> list[jax.Array]:
     return _products(_RGB_FROM_XYZ, xyz)
 
 
-def _matmul(matrix: np.ndarray, color: Any, xp: Any) -> Any:
-    """Applies a 3×3 matrix to the last axis, in the precision of `color` on every device."""
-    return xp.stack(_products(matrix, [color[..., i] for i in range(3)]), axis=-1)
-
-
 def _products(matrix: np.ndarray, color: Sequence[Any]) -> list[Any]:
-    """A matrix times a column of three arrays."""
+    """A matrix times a column of three arrays, in their precision on every device."""
     r, g, b = color
     # Not a matrix product, which accelerators round to TF32 or bfloat16: up to 1 off in Lab.
     return [r * m[0] + g * m[1] + b * m[2] for m in matrix.tolist()]
 
 
-def _nearest(ab: ArrayLike, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` nearest bins: int32 index and float32 squared distance, [..., count] each."""
-    bins = ab_bins()
-    low, high = bins.min(axis=0).tolist(), bins.max(axis=0).tolist()
-    a, b = (jnp.clip(jnp.asarray(ab, jnp.float32)[..., i], low[i], high[i]) for i in (0, 1))
-    row, column = (jnp.round((x - low[i]) / BIN_STEP).astype(jnp.int32) for i, x in enumerate((a, b)))
-    candidates = jnp.asarray(_candidates(count))[row, column]
-    near = jnp.asarray(bins, jnp.float32)[candidates]
-    squared_distance = jnp.square(a[..., None] - near[..., 0]) + jnp.square(b[..., None] - near[..., 1])
-    negative, which = jax.lax.top_k(-squared_distance, count)
-    return jnp.take_along_axis(candidates, which, axis=-1), -negative
+def nearest_bins(ab: ArrayLike, *, count: int, in_gamut: bool = False) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The nearest bins of each color, by distance, the lower index first on a tie.
+
+    It goes through the bins in order and keeps a sorted list of the nearest so far. That takes only comparisons and
+    selections, which are fast on every device, and no gather, sort or reduction.
+
+    Args:
+        ab: floating [..., 2]; values outside the bins' −90…100 × −110…100 are clamped.
+        count: how many, 1…313.
+        in_gamut: whether every color is one that sRGB has at some lightness, or a mean of such colors. Then only the
+            bins around the color's own grid cell are compared, a tenth of the work. For other colors the result is
+            undefined.
+
+    Returns:
+        The bins, int32 [...], and their squared distances, float32 [...]: `count` arrays of each.
+    """
+    low, high = _bounds()
+    # The barrier keeps XLA from computing ab again for each bin.
+    a, b = jax.lax.optimization_barrier(
+        tuple(jnp.clip(jnp.asarray(ab, jnp.float32)[..., i], low[i], high[i]) for i in range(2))
+    )
+    return (_nearest_in_window if in_gamut else _nearest_of_all)(a, b, count)
+
+
+def _bounds() -> tuple[list[int], list[int]]:
+    """The least and the largest a and b of the bins."""
+    return ab_bins().min(axis=0).tolist(), ab_bins().max(axis=0).tolist()
+
+
+def _nearest_of_all(a: jax.Array, b: jax.Array, count: int) -> tuple[list[jax.Array], list[jax.Array]]:
+    low = _bounds()[0]
+    rows = tuple(jnp.asarray(x) for x in _grid_rows())
+    longest = int(_grid_rows()[1].max())
+
+    def add_row(row: jax.Array, nearest: list) -> list:
+        first, size, start = (x[row] for x in rows)
+        in_a = jnp.square(a - (low[0] + BIN_STEP * row).astype(jnp.float32))
+        for column in range(longest):
+            in_b = jnp.square(b - (start + BIN_STEP * column).astype(jnp.float32))
+            distance = jnp.where(column < size, in_a + in_b, jnp.inf)
+            nearest = _insert(nearest, jnp.broadcast_to(first + column, a.shape), distance)
+        return nearest
+
+    nearest = jax.lax.fori_loop(0, len(rows[0]), add_row, _no_bins(a, count))
+    return [index for index, _ in nearest], [distance for _, distance in nearest]
+
+
+def _nearest_in_window(a: jax.Array, b: jax.Array, count: int) -> tuple[list[jax.Array], list[jax.Array]]:
+    low = _bounds()[0]
+    firsts, sizes, starts = _grid_rows()
+    starts = (starts - low[1]) // BIN_STEP
+    row, column = (jnp.round((x - start) / BIN_STEP).astype(jnp.int32) for x, start in zip((a, b), low, strict=True))
+    # One number for each row of bins: its first column, its end, and what to add to a column to get the bin's index.
+    packed = (firsts - starts + NUM_BINS) * 2**10 + starts * 2**5 + starts + sizes
+    nearest = _no_bins(a, count)
+    for down, beside in itertools.groupby(_window(count), key=lambda offset: offset[0]):
+        found = jnp.zeros_like(row)  # a row beyond the grid is empty
+        for i in range(len(packed)):
+            found = jnp.where(row == i - down, int(packed[i]), found)
+        offset, start, end = found // 2**10 - NUM_BINS, found // 2**5 % 2**5, found % 2**5
+        in_a = jnp.square(a - (BIN_STEP * (row + down) + low[0]).astype(jnp.float32))
+        for _, right in beside:
+            at = column + right
+            in_b = jnp.square(b - (BIN_STEP * at + low[1]).astype(jnp.float32))
+            distance = jnp.where((at >= start) & (at < end), in_a + in_b, jnp.inf)
+            nearest = _insert(nearest, offset + at, distance)
+        # Without the barrier XLA would compute the list again for each of its uses.
+        nearest = jax.lax.optimization_barrier(nearest)
+    return [index for index, _ in nearest], [distance for _, distance in nearest]
+
+
+def _no_bins(like: jax.Array, count: int) -> list[tuple[jax.Array, jax.Array]]:
+    return [(jnp.zeros(like.shape, jnp.int32), jnp.full(like.shape, jnp.inf))] * count
+
+
+def _insert(nearest: Sequence, index: jax.Array, distance: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    """Inserts a bin into a list sorted by distance, behind those as near, and drops the last."""
+    before, result = None, []
+    for old_index, old_distance in nearest:
+        nearer = distance < old_distance
+        if before is None:
+            new_index, new_distance = index, distance
+        else:
+            # The bins that are farther move on by one place.
+            new_index = jnp.where(before[2], before[0], index)
+            new_distance = jnp.where(before[2], before[1], distance)
+        result.append((jnp.where(nearer, new_index, old_index), jnp.where(nearer, new_distance, old_distance)))
+        before = old_index, old_distance, nearer
+    return result
 
 
 @functools.cache
-def _candidates(count: int) -> np.ndarray:
-    """int32 [A, B, n]: for each 10×10 cell of ab, the bins that can be among its nearest `count`.
-
-    Ranking these few instead of all 313 bins makes the targets some ten times faster on CPU. A bin
-    is out when `count` others are nearer to every point of the cell than it is to any.
-    """
+def _grid_rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each a of the grid: index of the first bin, number of bins, and b of the first. No row has gaps."""
     bins = ab_bins()
-    low, high = bins.min(axis=0), bins.max(axis=0)
-    axes = [np.arange(low[i], high[i] + 1, BIN_STEP) for i in (0, 1)]
-    centers = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    offset = np.abs(centers[..., None, :] - bins)
-    half = BIN_STEP / 2
-    # In squared units, exact in float64 because all of them are whole numbers.
-    nearest = np.square(np.maximum(offset - half, 0)).sum(axis=-1)
-    farthest = np.square(offset + half).sum(axis=-1)
-    bound = np.sort(farthest, axis=-1)[..., count - 1, None]
-    most = (nearest <= bound).sum(axis=-1).max()
-    chosen = np.argsort(nearest, axis=-1, kind="stable")[..., :most]
-    # Ascending, for top_k settles a tie by position.
-    return np.sort(chosen, axis=-1).astype(np.int32)
+    _, firsts, sizes = np.unique(bins[:, 0], return_index=True, return_counts=True)
+    return firsts.astype(np.int32), sizes.astype(np.int32), bins[firsts, 1].astype(np.int32)
+
+
+@functools.cache
+def _window(count: int) -> list[tuple[int, int]]:
+    """The offsets from a color's own grid cell to its `count` nearest bins, in cells and in the bins' order.
+
+    A cell is cut into 8×8 parts. A bin is left out of a part if `count` others are nearer to every point of the part.
+    """
+    bins, parts = ab_bins(), 8
+    half = BIN_STEP / parts / 2
+    centers = (np.arange(parts) + 0.5) * BIN_STEP / parts - BIN_STEP / 2
+    found = set()
+    for y, x in itertools.product(centers, centers):
+        offset = np.abs(bins[:, None] + (y, x) - bins)
+        # Exact in float64: everything is a multiple of 2⁻⁶.
+        nearest = np.square(np.maximum(offset - half, 0)).sum(axis=-1)
+        farthest = np.square(offset + half).sum(axis=-1)
+        own, other = np.nonzero(nearest <= np.sort(farthest, axis=1)[:, count - 1, None])
+        found |= set(map(tuple, ((bins[other] - bins[own]) // BIN_STEP).tolist()))
+    return sorted(found)

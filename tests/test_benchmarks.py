@@ -44,10 +44,17 @@ def test_pytorchs_model_gives_the_same_outputs_loss_and_gradients() -> None:
     )
     l = rng.uniform(0, 100, (8, 32, 32, 1)).astype(np.float32)
     labels = rng.integers(0, CLASSES, 8)
-    bins = rng.dirichlet(np.ones(313), (8, 16, 16)).astype(np.float32)
+    neighbors = rng.permuted(np.tile(np.arange(313, dtype=np.int32), (8, 16, 16, 1)), axis=-1)[..., :5]
+    shares = rng.dirichlet(np.ones(5), (8, 16, 16)).astype(np.float32)
+    bins = np.zeros((8, 16, 16, 313), np.float32)
+    np.put_along_axis(bins, neighbors, shares, axis=-1)
     weight = rng.uniform(0, 2, (8, 16, 16)).astype(np.float32)
     targets = losses.ColorTargets(
-        ab=jnp.zeros((8, 16, 16, 2)), bins=jnp.asarray(bins), weight=jnp.asarray(weight), valid=jnp.ones((8, 16, 16))
+        ab=jnp.zeros((8, 16, 16, 2)),
+        bins=list(jnp.moveaxis(jnp.asarray(neighbors), -1, 0)),
+        shares=list(jnp.moveaxis(jnp.asarray(shares), -1, 0)),
+        weight=jnp.asarray(weight),
+        valid=jnp.ones((8, 16, 16)),
     )
 
     def loss(params: Any, train: bool) -> Any:

@@ -97,8 +97,10 @@ def test_bins_are_the_published_ones():
 
 def test_bins_can_be_made_first_inside_jit():
     color.ab_bins.cache_clear()
-    color._candidates.cache_clear()
+    for cached in (color._grid_rows, color._window):
+        cached.cache_clear()
     jax.jit(color.soft_targets)(jnp.zeros((1, 2)))
+    jax.jit(lambda ab: color.nearest_bins(ab, count=5, in_gamut=True))(jnp.zeros((1, 2)))
     assert color.nearest_bin(np.array([0.0, 0.0])).shape == ()
 
 
@@ -107,6 +109,30 @@ def test_nearest_bin_equals_a_search_and_breaks_ties_downwards():
     nearest = color.nearest_bin(ab)
     assert nearest.dtype == jnp.int32
     np.testing.assert_array_equal(nearest, np.concatenate(naive_neighbors(ab, 1)))
+
+
+@pytest.mark.parametrize("count", [1, 5, 10])
+def test_srgb_colors_need_only_the_bins_around_their_cell(count):
+    lab = skimage.color.rgb2lab(cube(18))[:, 1:]
+    rng = np.random.default_rng(0)
+    ab = np.concatenate([lab, (lab + rng.permutation(lab)) / 2, lab[[0, -1]]])
+    ab = np.round(ab * 8) / 8  # ranked exactly in float32, and many of them on a tie
+    bins, distances = jax.jit(lambda x: color.nearest_bins(x, count=count, in_gamut=True))(ab)
+    expected = np.array(naive_neighbors(ab, count))
+    np.testing.assert_array_equal(np.stack(bins, axis=-1), expected)
+    np.testing.assert_array_equal(
+        np.stack(distances, axis=-1), ((color.ab_bins()[expected] - ab[:, None]) ** 2).sum(axis=-1)
+    )
+
+
+def test_no_color_is_near_a_bin_outside_the_window():
+    # The corners, edges and inner points of every bin's cell.
+    steps = np.array([-5, -2.5, -0.01, 0, 1.3, 4.99, 5])
+    offsets = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 1, 2)
+    for count in (1, 3, 5, 10):
+        near = np.array(naive_neighbors((color.ab_bins() + offsets).reshape(-1, 2), count))
+        found = (color.ab_bins()[near] - np.tile(color.ab_bins(), (len(offsets), 1))[:, None]) // 10
+        assert set(map(tuple, found.reshape(-1, 2).tolist())) <= set(color._window(count))
 
 
 def test_colors_outside_the_bins_box_are_clamped_to_it():

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
-from colorjax.ops.patch_sum import patch_sum
+from colorjax.ops.patch_attention import patch_attention
 from colorjax.ops.softmax_attention import dot_product_attention
 
 Norm = Callable[[int], nnx.Module]
@@ -203,9 +203,11 @@ class PatchwiseSelfAttention(nnx.Module):
             relation = jnp.concatenate([phi, unfold(psi, kernel_size=self.kernel_size)], axis=-1)
             hidden = self.gamma_in(nnx.relu(self.relation_norm(relation)))
         hidden = nnx.relu(self.gamma_norm(hidden))
-        weights = self.gamma_out(hidden)
-        weights = weights.reshape(*hidden.shape[:3], self.kernel_size**2, hidden.shape[3])
-        return patch_sum(self.beta(x), weights, kernel_size=self.kernel_size)
+        # gamma_out is applied inside the sum, so that the weights need not be written to memory.
+        kernel, bias = self.gamma_out.kernel, self.gamma_out.bias
+        assert bias is not None
+        hidden, values = hidden.astype(self.dtype), self.beta(x)
+        return patch_attention(hidden, kernel[...], bias[...], values, kernel_size=self.kernel_size)
 
     def _joint_linear(self, phi: jax.Array, psi: jax.Array) -> jax.Array:
         """gamma_in on [φ, ψ over the patch], without unfolding: a 1×1 and a k×k convolution."""

@@ -2,7 +2,8 @@
 
 | operation | CPU | NVIDIA GPU | elsewhere |
 |---|---|---|---|
-| sum over patches | LLVM kernels | XLA | XLA |
+| sum over patches | LLVM kernels | sums of gathered values (gpu.py), also on AMD | XLA |
+| patchwise attention's last map and sum | the two in turn | the two in turn, also on AMD | one offset at a time |
 | softmax attention | LLVM kernels | cuDNN for two-byte floats, else XLA | XLA |
 | gradient of the halving convolution | four convolutions | XLA | XLA |
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from colorjax.ops import dispatch
+from colorjax.ops import dispatch, gpu
 
-Implementation = Literal["xla", "llvm", "pallas", "interpret"]
+Implementation = Literal["xla", "llvm"]
 
 
 def patch_sum(
@@ -35,9 +35,8 @@ def patch_sum(
         weights: floating [B, H, W, k², G]: the patch's offsets row by row, then the weight
             channels. Channel c of the values takes weight channel c mod G.
         kernel_size: k, odd; the reflection reaches k // 2 pixels out of the image.
-        implementation: None takes what was measured to be fastest on the platform (see ops/dispatch.py). "xla" is the
-            reference, which runs everywhere; "llvm" is ops/cpu/patch_sum.py, for one CPU; "pallas" is
-            ops/gpu/patch_sum.py, for one GPU, and "interpret" the same on any device, slowly, for tests.
+        implementation: None takes what is best on the platform (see ops/dispatch.py). "xla" is the reference, which
+            runs everywhere; "llvm" is ops/cpu/patch_sum.py, for one CPU.
 
     Returns:
         [B, H, W, C] of the values' dtype. The sums, and those of both gradients, are in float32.
@@ -47,11 +46,6 @@ def patch_sum(
             k // 2 (the reflection needs that many rows), or "llvm" does not run here or take so many channels.
     """
     check(values.shape, weights.shape, kernel_size)
-    if implementation in ("pallas", "interpret"):
-        # Imported here, as Pallas takes a part of a second.
-        from colorjax.ops.gpu import patch_sum as gpu_patch_sum
-
-        return gpu_patch_sum.patch_sum(kernel_size, implementation == "interpret", values, weights)
     return _patch_sum(kernel_size, implementation, values, weights)
 
 
@@ -96,7 +90,10 @@ def _patch_sum(
 ) -> jax.Array:
     kernels = _kernels(implementation, values, weights)
     form = functools.partial(_shifted_sum, kernel_size)
-    return dispatch.by_platform(values, weights, default=form, cpu=kernels and kernels.forward)
+    on_gpu = gpu.patch_sum if implementation is None else None
+    return dispatch.by_platform(
+        values, weights, default=form, cpu=kernels and kernels.forward, cuda=on_gpu, rocm=on_gpu
+    )
 
 
 def _patch_sum_fwd(
@@ -113,7 +110,10 @@ def _patch_sum_bwd(
 ) -> tuple[jax.Array, jax.Array]:
     kernels = _kernels(implementation, *residuals)
     form = functools.partial(_shifted_sum_gradients, kernel_size)
-    return dispatch.by_platform(*residuals, cotangent, default=form, cpu=kernels and kernels.backward)
+    on_gpu = gpu.patch_sum_gradients if implementation is None else None
+    return dispatch.by_platform(
+        *residuals, cotangent, default=form, cpu=kernels and kernels.backward, cuda=on_gpu, rocm=on_gpu
+    )
 
 
 _patch_sum.defvjp(_patch_sum_fwd, _patch_sum_bwd)

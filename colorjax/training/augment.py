@@ -48,7 +48,7 @@ def augment(
         rgb, inside = jax.vmap(_resample, in_axes=(0, 0, 0, 0, None))(image, angle, magnify, offset, size)
     if flip:
         mirrored = jax.random.bernoulli(jax.random.split(key, 4)[3], shape=(batch, 1, 1))
-        rgb = jnp.where(mirrored[..., None], rgb[:, :, ::-1], rgb)
+        rgb = _stack([jnp.where(mirrored, rgb[:, :, ::-1, i], rgb[..., i]) for i in range(3)])
         inside = jnp.where(mirrored, inside[:, :, ::-1], inside)
     return rgb, inside
 
@@ -67,13 +67,37 @@ def _resample(
     source_y, source_x = jnp.clip(source_y, 0, limit), jnp.clip(source_x, 0, limit)
     top = jnp.minimum(source_y.astype(jnp.int32), side - 2)
     left = jnp.minimum(source_x.astype(jnp.int32), side - 2)
-    down, right = (source_y - top)[..., None], (source_x - left)[..., None]
-    flat = image.reshape(side * side, 3)
+    down, right = source_y - top, source_x - left
+    # A pixel is one 32-bit word, so that a corner is one lookup. A channel is an array of its own, as a TPU would pad a
+    # last axis of 3 to 128.
+    words = _pack(image).reshape(side * side)
 
     def corner(dy: int, dx: int) -> jax.Array:
-        return flat[(top + dy) * side + left + dx].astype(jnp.float32)
+        return words.at[(top + dy) * side + left + dx].get(mode="promise_in_bounds")
 
-    upper = corner(0, 0) * (1 - right) + corner(0, 1) * right
-    lower = corner(1, 0) * (1 - right) + corner(1, 1) * right
-    rgb = upper * (1 - down) + lower * down
-    return rgb / 255, inside.astype(jnp.float32)
+    corners = [corner(dy, dx) for dy in (0, 1) for dx in (0, 1)]
+
+    def channel(i: int) -> jax.Array:
+        upper_left, upper_right, lower_left, lower_right = (_unpack(word, i) for word in corners)
+        upper = upper_left * (1 - right) + upper_right * right
+        lower = lower_left * (1 - right) + lower_right * right
+        return (upper * (1 - down) + lower * down) / 255
+
+    return _stack([channel(i) for i in range(3)]), inside.astype(jnp.float32)
+
+
+def _stack(planes: Sequence[jax.Array]) -> jax.Array:
+    """Stacks channels, each an array of its own, along a new last axis."""
+    return jnp.stack(planes, axis=-1)
+
+
+def _pack(image: jax.Array) -> jax.Array:
+    """Packs the channels of a pixel into one word: uint8 [..., 3] -> uint32 [...]."""
+    red, green, blue = (image[..., i].astype(jnp.uint32) for i in range(3))
+    return red | green << 8 | blue << 16
+
+
+def _unpack(words: jax.Array, channel: int) -> jax.Array:
+    """One channel of `_pack`'s words, float32 0…255."""
+    # Through int32, which every device converts fast.
+    return ((words >> 8 * channel) & 255).astype(jnp.int32).astype(jnp.float32)

@@ -1,5 +1,7 @@
 """Loss (1) of the paper: the class's cross-entropy and the rarity-weighted cross-entropy of every pixel's color."""
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,6 +11,7 @@ import optax
 from colorjax import color, metrics
 from colorjax.model.colorizer import Outputs
 from colorjax.model.program import Tree
+from colorjax.ops import dispatch
 from colorjax.run.config import Config
 
 
@@ -17,13 +20,14 @@ class ColorTargets(NamedTuple):
 
     Attributes:
         ab: [B, h, w, 2], average-pooled.
-        bins: [B, h, w, 313] soft targets.
+        bins, shares: the soft targets (color.bin_shares): for each neighbor int32 and float32 [B, h, w].
         weight: [B, h, w], v of loss (1): the rarity weight of the nearest bin.
         valid: [B, h, w], 1 where the pixel counts: not outside the photo, not of a gray photo, not of padding.
     """
 
     ab: jax.Array
-    bins: jax.Array
+    bins: Sequence[jax.Array]
+    shares: Sequence[jax.Array]
     weight: jax.Array
     valid: jax.Array
 
@@ -41,7 +45,7 @@ def color_targets(
     """The color targets of a batch.
 
     Args:
-        ab: float32 [B, S, S, 2].
+        ab: float32 [B, S, S, 2], of sRGB colors.
         inside: float32 [B, S, S], 0 where augmentation reached outside the photo.
         mask: float32 [B], 0 where there is no photo.
         factor: S over the output's side.
@@ -53,18 +57,71 @@ def color_targets(
     wholly_inside = color.downsample(inside[..., None], factor=factor)[..., 0] == 1
     colored = ~color.is_gray(ab)
     valid = wholly_inside & (colored & (mask > 0))[:, None, None]
+    bins, shares = color.bin_shares(small, neighbors=neighbors, sigma=sigma, in_gamut=True)
     return ColorTargets(
         ab=small,
-        bins=color.soft_targets(small, neighbors=neighbors, sigma=sigma),
-        weight=rarity_weights[color.nearest_bin(small)],
+        bins=bins,
+        shares=shares,
+        weight=weighted_lookup(rarity_weights, bins[:1], [jnp.ones_like(shares[0])]),
         valid=valid.astype(jnp.float32),
     )
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """−Σ_c t_c log softmax(logits)_c for targets that sum to 1: two [..., C] -> [...]."""
-    # As lse − t·logits, which keeps no second array of the targets' size (313 a pixel) for the gradient.
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(targets * logits, axis=-1)
+def weighted_lookup(table: jax.Array, bins: Sequence[jax.Array], shares: Sequence[jax.Array]) -> jax.Array:
+    """Σ_k share_k · table[bin_k].
+
+    Args:
+        table: floating [313], or [..., 313] with a row for each place.
+        bins, shares: for each k int32 and float32 [...] (color.bin_shares).
+
+    Returns:
+        float32 [...].
+    """
+
+    def by_gather(table: jax.Array, bins: Sequence[jax.Array], shares: Sequence[jax.Array]) -> jax.Array:
+        def entry(index: jax.Array) -> jax.Array:
+            return table[index] if table.ndim == 1 else jnp.take_along_axis(table, index[..., None], axis=-1)[..., 0]
+
+        return functools.reduce(jnp.add, [share * entry(index) for index, share in zip(bins, shares, strict=True)])
+
+    def by_product(table: jax.Array, bins: Sequence[jax.Array], shares: Sequence[jax.Array]) -> jax.Array:
+        # Gathers are slow on a TPU.
+        dense = color.dense_shares(bins, shares)
+        return (dense * jnp.expand_dims(table, range(dense.ndim - table.ndim))).sum(axis=-1)
+
+    return dispatch.by_platform(table, list(bins), list(shares), tpu=by_product, default=by_gather)
+
+
+@jax.custom_vjp
+def cross_entropy(logits: jax.Array, bins: Sequence[jax.Array], shares: Sequence[jax.Array]) -> jax.Array:
+    """−Σ_k share_k · log softmax(logits)[bin_k], without dense targets. Only the logits have a gradient.
+
+    Args:
+        logits: float32 [..., 313].
+        bins, shares: for each k int32 and float32 [...] (color.bin_shares); the shares sum to 1.
+
+    Returns:
+        float32 [...].
+    """
+    return _cross_entropy_fwd(logits, bins, shares)[0]
+
+
+def _cross_entropy_fwd(
+    logits: jax.Array, bins: Sequence[jax.Array], shares: Sequence[jax.Array]
+) -> tuple[jax.Array, tuple]:
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    return log_sum - weighted_lookup(logits, bins, shares), (logits, log_sum, bins, shares)
+
+
+def _cross_entropy_bwd(residuals: tuple, cotangent: jax.Array) -> tuple:
+    logits, log_sum, bins, shares = residuals
+    # The cotangent is multiplied into the few shares instead of all 313.
+    probability = jnp.exp(logits - log_sum[..., None]) * cotangent[..., None]
+    d_logits = probability - color.dense_shares(bins, [share * cotangent for share in shares])
+    return d_logits, None, None
+
+
+cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
 def class_terms(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> tuple[jax.Array, metrics.Totals]:
@@ -117,9 +174,9 @@ def color_terms(logits: jax.Array, targets: ColorTargets, *, prior: jax.Array) -
     """
     valid, count = targets.valid, jnp.sum(targets.valid)
     weight = valid * targets.weight
-    of_network = cross_entropy(logits, targets.bins)
+    of_network = cross_entropy(logits, targets.bins, targets.shares)
     # A bin that training never saw must not make the reference infinite.
-    of_prior = -(targets.bins @ jnp.log(jnp.maximum(prior, 1e-8)))
+    of_prior = -weighted_lookup(jnp.log(jnp.maximum(prior, 1e-8)), targets.bins, targets.shares)
     total = jnp.sum(weight * of_network)
     return total, {
         "color_loss": (total, count),

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from colorjax.ops import gpu
 from colorjax.ops.cpu import emitter, llvm
 from colorjax.ops.cpu import patch_sum as cpu_patch_sum
-from colorjax.ops.gpu import patch_sum as gpu_patch_sum
 from colorjax.ops.patch_sum import patch_sum
 
 
@@ -84,10 +84,7 @@ def _both_ways(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     form = functools.partial(patch_sum, kernel_size=kernel_size, implementation=implementation)
 
-    # An interpreted kernel is a large program, run once: LLVM's optimization would take longer than it saves.
-    @functools.partial(
-        jax.jit, compiler_options={"xla_backend_optimization_level": 0} if implementation == "interpret" else None
-    )
+    @jax.jit
     def run(values: jax.Array, weights: jax.Array, cotangent: jax.Array):
         out, pull = jax.vjp(form, values, weights)
         return out, *pull(cotangent)
@@ -130,16 +127,11 @@ def test_gradients_equal_those_of_the_unfolded_form(shape, groups, kernel_size, 
         np.testing.assert_allclose(ours, naive, atol=2e-5)
 
 
-# Images of one tile and of several, wider than the tile by an odd number; groups that are no power of two; mirrors on
-# all sides at once.
-@pytest.mark.parametrize(
-    ("shape", "groups", "kernel_size"),
-    [((2, 5, 4, 6), 3, 3), ((1, 4, 4, 8), 1, 7), ((1, 5, 37, 48), 6, 5)],
-)
-def test_pallas_kernels_equal_the_unfolded_form(shape, groups, kernel_size, monkeypatch):
-    monkeypatch.setattr(gpu_patch_sum, "_TILE", 1024)  # makes tiles of 16 pixels of the wide image
+# An image that every patch leaves on all sides; groups that are no power of two.
+@pytest.mark.parametrize(("shape", "groups", "kernel_size"), [*SIZES, ((2, 9, 12, 16), 2, 7), ((1, 5, 37, 48), 6, 5)])
+def test_gpu_sums_of_gathered_values_equal_the_unfolded_form(shape, groups, kernel_size):
     arrays = _arrays(shape, groups, kernel_size)
-    found = _both_ways(*arrays, kernel_size, "interpret")
+    found = jax.jit(lambda v, w, c: (gpu.patch_sum(v, w), *gpu.patch_sum_gradients(v, w, c)))(*arrays)
     out, pull = jax.vjp(lambda v, w: _unfolded(v, w, kernel_size), *arrays[:2])
     for ours, naive in zip(found, (out, *pull(arrays[2])), strict=True):
         np.testing.assert_allclose(ours, naive, atol=2e-5)
@@ -173,10 +165,13 @@ def test_offsets_run_row_by_row():
     np.testing.assert_array_equal(out[0, :, :, 0], values[0, :, [1, 2, 3, 2], 0].T)
 
 
-@pytest.mark.parametrize("implementation", [None, "xla", "interpret"])
+@pytest.mark.parametrize("implementation", [None, "xla", "gpu"])
 def test_bfloat16_sums_in_float32(implementation):
     values, weights, cotangent = (jnp.asarray(x, jnp.bfloat16) for x in _arrays((1, 6, 5, 16), 2, 7))
-    found = _both_ways(values, weights, cotangent, 7, implementation)
+    if implementation == "gpu":
+        found = gpu.patch_sum(values, weights), *gpu.patch_sum_gradients(values, weights, cotangent)
+    else:
+        found = _both_ways(values, weights, cotangent, 7, implementation)
     v, w, c = (np.asarray(x, np.float32) for x in (values, weights, cotangent))
     expected = (_looped(v, w, 7), *_looped_gradients(v, w, c, 7))
     for index, (ours, naive) in enumerate(zip(found, expected, strict=True)):
@@ -250,6 +245,20 @@ def test_cpu_kernels_hide_no_number_that_is_none(array):
     for found, expected in zip(_both_ways(*arrays, 3, None), _both_ways(*arrays, 3, "xla"), strict=True):
         np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
         np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_gpus_take_the_sums_of_gathered_values():
+    def lowered(platform: str) -> str:
+        run = jax.jit(lambda *x: jax.vjp(functools.partial(patch_sum, kernel_size=3), *x[:2])[1](x[2]))
+        arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _arrays((2, 5, 6, 8), 2, 3)]
+        return run.trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+    assert {name: "gather" in lowered(name) for name in ("cpu", "cuda", "rocm", "tpu")} == {
+        "cpu": False,
+        "cuda": True,
+        "rocm": True,
+        "tpu": False,
+    }
 
 
 def test_only_cpus_take_the_kernels_and_only_for_whole_vectors():

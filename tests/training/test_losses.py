@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -82,6 +83,40 @@ def test_loss_1_by_hand() -> None:
     assert means["color_ce"] == pytest.approx(plain / 32, rel=1e-5)
     assert means["prior_color_ce"] == pytest.approx(prior / 32, rel=1e-5)
     assert means["loss"] == pytest.approx((by_hand + colored) / 2, rel=1e-5)
+
+
+def test_cross_entropy_equals_that_of_dense_targets_with_its_gradient() -> None:
+    ab = color.rgb_to_lab(_RNG.random((2, 3, 5, 3)))[..., 1:]
+    bins, shares = color.bin_shares(ab, neighbors=5, sigma=5.0, in_gamut=True)
+    dense = color.soft_targets(ab)
+    logits = jnp.asarray(_RNG.normal(size=(2, 3, 5, 313)) * 3, jnp.float32)
+    cotangent = jnp.asarray(_RNG.normal(size=(2, 3, 5)), jnp.float32)
+
+    def naive(logits: jax.Array) -> jax.Array:
+        return -(dense * jax.nn.log_softmax(logits)).sum(axis=-1)
+
+    expected, pull = jax.vjp(naive, logits)
+    found, ours = jax.vjp(lambda logits: losses.cross_entropy(logits, bins, shares), logits)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(ours(cotangent)[0], pull(cotangent)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("table", [_PRIOR, _RNG.normal(size=(4, 313)).astype(np.float32)])
+def test_weighted_lookup_equals_the_product_with_dense_targets_and_a_tpu_takes_the_product(table: np.ndarray) -> None:
+    bins = [jnp.asarray(_RNG.integers(0, 313, 4), jnp.int32) for _ in range(3)]
+    shares = [jnp.asarray(_RNG.random(4), jnp.float32) for _ in range(3)]
+    dense = np.zeros((4, 313), np.float32)
+    for index, share in zip(bins, shares, strict=True):
+        np.add.at(dense, (np.arange(4), np.asarray(index)), np.asarray(share))
+    np.testing.assert_allclose(color.dense_shares(bins, shares), dense, rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.weighted_lookup(jnp.asarray(table), bins, shares), (dense * table).sum(-1), rtol=1e-5
+    )
+    lowered = {
+        name: jax.jit(losses.weighted_lookup).trace(table, bins, shares).lower(lowering_platforms=(name,)).as_text()
+        for name in ("cpu", "tpu")
+    }
+    assert {name: "gather" in text for name, text in lowered.items()} == {"cpu": True, "tpu": False}
 
 
 def test_the_mean_over_pixels_and_the_class_weight() -> None:
