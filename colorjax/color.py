@@ -391,6 +391,9 @@ def _lab_from_unit_rgb(rgb: Any, xp: Any) -> Any:
     """rgb_to_lab on 0…1, in numpy (float64) for the bins or in jax.numpy (float32)."""
     # Channel by channel: a last axis of 3 is slow on a CPU, and a TPU pads it to 128.
     linear = [_decoded(rgb[..., i], xp) for i in range(3)]
+    if xp is jnp:
+        # Without it, XLA's CPU compiler decodes every channel anew for each of X, Y and Z.
+        linear = jax.lax.optimization_barrier(linear)
     x, y, z = (_cube_root(t, xp) for t in _products(_XYZ_FROM_RGB / _WHITE[:, None], linear))
     return xp.stack([116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)], axis=-1)
 

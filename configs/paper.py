@@ -25,6 +25,7 @@ def get_config(row: str = "full") -> Any:
     d.image_size = 224  # pixels: side of the network's input (paper)
     d.shuffle_buffer = 8192  # photos to shuffle among, kept as JPEG in memory: some 50 kB each
     d.max_undecodable = 0.1  # share of a split's photos that may not decode; with more of them the run ends
+    d.teacher = ""  # file written by `colorjax teacher`; needed where loss.teacher_weight is not 0
     d.prior = ""  # file written by `colorjax prior`; "" counts the colors once and keeps them in the workdir
 
     c.augment = a = ml_collections.ConfigDict()
@@ -56,6 +57,7 @@ def get_config(row: str = "full") -> Any:
     s.rarity = 0.5  # λ, the share of the uniform distribution in the rarity weights (Zhang); 1 is no weighting
     s.pixels = "sum"  # sum (paper, equation 1) | mean: over a photo's output pixels
     s.class_weight = 1.0  # factor on the class term; 1 with "sum" is the paper's equation 1
+    s.teacher_weight = 0.0  # factor on the teacher's term in the joint stage (data.teacher); not in the paper
 
     c.decode = ml_collections.ConfigDict()
     c.decode.temperature = 0.38  # of the annealed mean (Zhang): 0 takes the mode, 1 the mean
@@ -84,6 +86,7 @@ def _stage() -> Any:
     s.learning_rate = 1e-3  # peak; Adam's default
     s.warmup_steps = 0  # steps in which the rate rises linearly from 0
     s.schedule = "constant"  # constant | cosine: after the warm-up; cosine falls to 0 at the last step
+    s.decay_steps = 0  # last steps of a constant rate, in which it falls to 0 in a straight line
     s.weight_decay = 0.0  # of kernels, times the rate; adamw only
     s.clip_norm = 0.0  # largest norm of the gradient over all parameters; 0 is no clipping
     # Decay of a moving average of the weights, which is then what is evaluated and handed on; 0 is no average. At a

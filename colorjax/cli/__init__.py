@@ -22,6 +22,7 @@ COMMANDS = {
     "ablate": "train and compare variants of a configuration",
     "data": "decode a data set once, so that training reads it faster",
     "prior": "count the colors of a data set",
+    "teacher": "compute a teacher's features of a data set",
     "export": "write a colorizer for other programs",
     "weights": "list the weights that ship with the package",
 }

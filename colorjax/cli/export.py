@@ -32,6 +32,14 @@ def add_arguments(parser: Parser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="the new folder")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the tensors in files")
     add("--max-shard-size", type=number(int, 1), metavar="BYTES", help="of a safetensors file, by default 5 GB")
+    add(
+        "--statistics-batches",
+        type=number(int, 1),
+        default=0,
+        metavar="N",
+        help="compute BatchNorm's statistics anew over N training batches; averaged weights (ema) need some hundred",
+    )
+    add("--data-dir", metavar="DIR", help="where the photos for that are; by default the training's config.data.dir")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,4 +58,6 @@ def run(args: argparse.Namespace) -> None:
         format=args.format,
         dtype=args.dtype,
         max_shard_size=args.max_shard_size or MAX_SHARD_SIZE,
+        statistics_batches=args.statistics_batches,
+        data_dir=args.data_dir,
     )

@@ -9,13 +9,25 @@ change which photos are in a global batch.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from colorjax.data.batches import MAX_UNDECODABLE, SPLITS, Batch, DatasetInfo, Share, Source, center_crop
+from colorjax.data.batches import MAX_UNDECODABLE, SPLITS, Batch, DatasetInfo, RowSource, Share, Source, center_crop
+from colorjax.data.teacher import Teacher
 
-__all__ = ["Batch", "DatasetInfo", "center_crop", "dataset_info", "eval_batches", "open_source", "train_batches"]
+__all__ = [
+    "Batch",
+    "DatasetInfo",
+    "center_crop",
+    "dataset_info",
+    "eval_batches",
+    "open_rows",
+    "open_source",
+    "open_teacher",
+    "train_batches",
+]
 
 SOURCES = ("food101", "folder", "packed", "sample")
 
@@ -38,6 +50,7 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    teacher: Teacher | None = None,
 ) -> Iterator[Batch]:
     """Endless batches of the "train" split, reshuffled every epoch.
 
@@ -52,6 +65,7 @@ def train_batches(
         process_index: which share of each batch to read.
         process_count: number of shares; process i gets rows i·B/P … (i+1)·B/P of the batch that
             a single process would get.
+        teacher: see `open_teacher`; adds the features of each photo to the batches.
 
     Returns:
         An iterator over shares of batch_size / process_count rows. A photo that does not decode
@@ -63,8 +77,10 @@ def train_batches(
             batch, or there is no training photo.
     """
     share = Share(batch_size, process_index, process_count)
-    source = open_source(data_config)
+    source = open_rows(data_config) if teacher else open_source(data_config)
     _check_split(source, "train", data_config)
+    if isinstance(source, RowSource):
+        source.teacher = teacher
     return source.train(share, seed=seed, start_step=start_step)
 
 
@@ -147,6 +163,34 @@ def open_source(data_config: ConfigDict) -> Source:
         max_undecodable=max_undecodable,
         download=config.download,
     )
+
+
+def open_rows(data_config: ConfigDict) -> RowSource:
+    """Opens a source whose photos all decode and have a fixed order: a pack or the sample.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_source`, and for another source.
+    """
+    source = open_source(data_config)
+    if not isinstance(source, RowSource):
+        raise ValueError(
+            f"config.data.source={data_config.source!r} has no fixed order of photos, which a teacher needs: write a "
+            "pack with `colorjax data`, and set config.data.source='packed'"
+        )
+    return source
+
+
+def open_teacher(data_config: ConfigDict) -> Teacher:
+    """Opens the teacher's features of the training photos, the file that `config.data.teacher` names.
+
+    Raises:
+        FileNotFoundError: if the photos or the file are not there.
+        ValueError: as `open_rows`, and if no file is named or it does not belong to the photos.
+    """
+    if not data_config.teacher:
+        raise ValueError("loss.teacher_weight needs config.data.teacher, a file that `colorjax teacher` writes")
+    path = Path(str(data_config.teacher)).expanduser()
+    return Teacher(path, photos=open_rows(data_config).info.sizes["train"])
 
 
 def _check_split(source: Source, split: str, data_config: ConfigDict) -> None:

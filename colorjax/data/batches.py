@@ -6,9 +6,11 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
+
+from colorjax.data.teacher import Teacher
 
 # Threads that each read a batch ahead; Python's lock is free while they copy and compute checksums.
 _READERS = 3
@@ -29,11 +31,13 @@ class Batch(TypedDict):
         image: uint8 [B, S, S, 3], sRGB, 0…255; zeros where `mask` is 0.
         label: int32 [B], index into `DatasetInfo.class_names`; 0 where the row is padding.
         mask: float32 [B], 1 for a photo, 0 for padding or a photo that did not decode.
+        teacher: float32 [B, features], the teacher's features; only in training batches, if there is a teacher.
     """
 
     image: np.ndarray
     label: np.ndarray
     mask: np.ndarray
+    teacher: NotRequired[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +125,13 @@ class Rows(Protocol):
 
 
 class RowSource:
-    """A `Source` over splits with random access."""
+    """A `Source` over splits with random access.
+
+    Attributes:
+        teacher: if set, the training batches have its features.
+    """
+
+    teacher: Teacher | None = None
 
     def __init__(self, info: DatasetInfo, rows: dict[str, Rows]):
         self.info = info
@@ -142,7 +152,10 @@ class RowSource:
                 here = epochs == epoch
                 indices[here] = order(int(epoch))[places[here]]
             image, label = rows.read(indices)
-            return Batch(image=image, label=label, mask=np.ones(len(label), np.float32))
+            batch = Batch(image=image, label=label, mask=np.ones(len(label), np.float32))
+            if self.teacher is not None:
+                batch["teacher"] = self.teacher[indices]
+            return batch
 
         return _prefetch(read, itertools.count(start_step))
 

@@ -9,6 +9,7 @@ Every format is a new folder with config.json and classes.json, and in it:
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from colorjax import atomic
@@ -17,6 +18,7 @@ from colorjax.export.stablehlo import LEAST_TEMPERATURE, to_stablehlo
 from colorjax.run.locate import locate
 from colorjax.run.portable import MAX_SHARD_SIZE
 from colorjax.run.trained import load_trained, new_folder, save_trained
+from colorjax.training.statistics import training_statistics
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ def export(
     format: str,
     dtype: str = "float32",
     max_shard_size: int = MAX_SHARD_SIZE,
+    statistics_batches: int = 0,
+    data_dir: str | Path | None = None,
 ) -> None:
     """Writes a colorizer into a new folder.
 
@@ -39,18 +43,30 @@ def export(
         format: one of FORMATS.
         dtype: of the tensors in files, as in `trained.save_trained`; a program is float32.
         max_shard_size: of a safetensors file, in bytes.
+        statistics_batches: number of training batches over which BatchNorm's statistics are computed anew
+            (training/statistics.py); 0 keeps the statistics of the checkpoint.
+        data_dir: where the photos for that are; None is the run's own data.dir.
 
     Raises:
         FileExistsError: if `out` holds something.
-        FileNotFoundError, ValueError: as `trained.load_trained` and `trained.save_trained`.
+        FileNotFoundError, ValueError: as `trained.load_trained`, `trained.save_trained` and, for new statistics,
+            `data.train_batches`; also for new statistics with the format hub, whose card would not describe them.
         ImportError: if the format needs a package that is not installed.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
     if format in ("stablehlo", "onnx") and dtype != "float32":
         raise ValueError(f"dtype is {dtype!r}, but a program ({format}) is float32")
+    if format == "hub" and statistics_batches:
+        raise ValueError(
+            "statistics_batches changes the colorizer after the metrics for its card were measured: export it as "
+            "safetensors first, evaluate that folder, and export the folder as hub"
+        )
     folder, out = locate(checkpoint), Path(out)
     trained = load_trained(folder)
+    if statistics_batches:
+        stats = training_statistics(trained, batches=statistics_batches, data_dir=data_dir)
+        trained = replace(trained, stats=stats)
     if format == "stablehlo":
         with new_folder(trained, out) as partial:
             (partial / "model.stablehlo").write_bytes(to_stablehlo(trained))

@@ -31,10 +31,12 @@ class Outputs(NamedTuple):
     Attributes:
         class_logits: [B, classes].
         color: [B, h, w, 313] logits of the ab bins, or [B, h, w, 2] ab (regression); None from the Classifier.
+        vector: [B, 512·width], the global vector, from which the class is predicted.
     """
 
     class_logits: jax.Array
     color: jax.Array | None
+    vector: jax.Array | None = None
 
 
 class Classifier(nnx.Module):
@@ -77,7 +79,7 @@ class Classifier(nnx.Module):
     def __call__(self, l: jax.Array) -> Outputs:
         """l: float32 [B, image_size, image_size, 1], 0…100."""
         for_class, _ = self.global_features(self.low_level(_normalized(l)))
-        return Outputs(self.classification(for_class), None)
+        return Outputs(self.classification(for_class), None, for_class.astype(jnp.float32))
 
 
 class Colorizer(Classifier):
@@ -131,7 +133,7 @@ class Colorizer(Classifier):
         color = self.colorization(self.fusion(local, vector) if self.fusion else local)
         # Iizuka's sigmoid output, 0…1, means ab of −128…128.
         color = 256 * (nnx.sigmoid(color) - 0.5) if self.regression else color
-        return Outputs(self.classification(for_class), color)
+        return Outputs(self.classification(for_class), color, for_class.astype(jnp.float32))
 
     def _moved(self, for_class: jax.Array, hint: jax.Array) -> jax.Array:
         """Moves the vector for the classification until the network predicts `hint`, at most by the vector's length.

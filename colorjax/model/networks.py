@@ -15,7 +15,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from colorjax.model.attention import PatchwiseAttentionBlock, SelfAttention
-from colorjax.ops.convolution import halving_convolution
+from colorjax.ops.convolution import halving_convolution, same_convolution
 from colorjax.ops.products import float32_sums
 
 NormFactory = Callable[[int], nnx.Module]
@@ -61,7 +61,7 @@ class ConvBlock(nnx.Module):
             padding=1,
             use_bias=False,  # the normalization has one
             kernel_init=_he,
-            conv_general_dilated=halving_convolution if stride == 2 else lax.conv_general_dilated,
+            conv_general_dilated=halving_convolution if stride == 2 else same_convolution,
             dtype=dtype,
             rngs=rngs,
         )

@@ -12,6 +12,9 @@ from colorjax.model.colorizer import Classifier, Colorizer
 Tree = dict[str, Any]
 """Nested dicts of arrays, keyed by the names of networks and layers."""
 
+TEACHER_HEAD = "teacher"
+"""Name of the head that predicts a teacher's features: trained with the model's parameters, but not part of it."""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -36,7 +39,8 @@ class Program:
         return outputs, _named(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
     def merged(self, params: Tree, stats: Tree) -> nnx.Module:
-        """The NNX model with these parameters and statistics."""
+        """The NNX model with these parameters, without the teacher's head, and these statistics."""
+        params = {name: network for name, network in params.items() if name != TEACHER_HEAD}
         return nnx.merge(self.graphdef, _numbered(params), _numbered(stats))
 
 

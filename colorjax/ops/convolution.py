@@ -1,4 +1,4 @@
-"""The convolution that halves an image, with a gradient of its own for CPUs."""
+"""3×3 convolutions that are faster than XLA's own on CPUs: those with stride 2, and those of the smallest maps."""
 
 from typing import Any, Literal
 
@@ -59,6 +59,29 @@ def halving_convolution(
     convolution = jax.custom_vjp(convolve)
     convolution.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), backward)
     return convolution(x, kernel)
+
+
+def same_convolution(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> jax.Array:
+    """A 3×3 convolution with stride 1 and zero padding 1, for nnx.Conv's `conv_general_dilated`.
+
+    Maps of at most 2×2 pixels are gathered into patches and multiplied. XLA swaps a kernel and a smaller map, which its
+    CPU library cannot compute: 2×2 maps of 256 channels took twenty times as long.
+
+    Args:
+        x: floating [B, H, W, in].
+        kernel: floating [3, 3, in, out].
+        options: of lax.conv_general_dilated. `precision` and `preferred_element_type` are used.
+
+    Returns:
+        [B, H, W, out].
+    """
+    height, width = x.shape[1:3]
+    used: Any = {name: options.get(name) for name in ("precision", "preferred_element_type")}
+    if height >= 3 or width >= 3:
+        return lax.conv_general_dilated(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=_NHWC, **used)
+    padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    taps = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return jnp.matmul(jnp.concatenate(taps, axis=-1), kernel.reshape(-1, kernel.shape[-1]), **used)
 
 
 def input_gradient(cotangent: jax.Array, kernel: jax.Array, shape: tuple[int, ...]) -> jax.Array:

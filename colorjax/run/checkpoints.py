@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from colorjax.data.errors import one_line
-from colorjax.model.program import Tree
+from colorjax.model.program import TEACHER_HEAD, Tree
 from colorjax.run.sharding import barrier
 from colorjax.run.trees import require_same_shapes
 
@@ -256,7 +256,7 @@ def set_aside_damaged(directory: Path) -> None:
 
 
 def load_checkpoint(directory: str | Path) -> tuple[int, Tree, Tree]:
-    """The step, parameters and statistics of a stage's newest good checkpoint, as numpy arrays.
+    """The step, and the model's parameters and statistics, of a stage's newest good checkpoint, as numpy arrays.
 
     Where newer ones are damaged, a warning says so.
 
@@ -271,6 +271,7 @@ def load_checkpoint(directory: str | Path) -> tuple[int, Tree, Tree]:
     if not path.is_dir():
         raise FileNotFoundError(f"no checkpoint directory {path}")
     step, items = _load_newest(path, ("params", "stats"))
+    items["params"].pop(TEACHER_HEAD, None)
     return step, items["params"], items["stats"]["stats"]
 
 

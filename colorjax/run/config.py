@@ -14,7 +14,13 @@ Config = Any
 
 STAGES = ("pretrain", "joint")
 
-ADDED_FIELDS = {"data.max_undecodable": MAX_UNDECODABLE}
+ADDED_FIELDS = {
+    "data.max_undecodable": MAX_UNDECODABLE,
+    "data.teacher": "",
+    "loss.teacher_weight": 0.0,
+    "pretrain.decay_steps": 0,
+    "joint.decay_steps": 0,
+}
 """Fields that an older config.json lacks, and the value that it is read with."""
 
 # The fields and sections that pretraining does not read.
@@ -22,6 +28,7 @@ _JOINT_ONLY = (
     "stage",
     "data.prior",
     "data.download",
+    "data.teacher",
     "model.output_attention",
     "model.output_gate",
     "model.output_stride",
@@ -35,6 +42,7 @@ _JOINT_ONLY = (
 _STAGE_RANGES = {
     "learning_rate": (0, math.inf),
     "weight_decay": (0, math.inf),
+    "decay_steps": (0, math.inf),
     "clip_norm": (0, math.inf),
     "accumulate": (1, math.inf),
     "batch_size": (1, math.inf),
@@ -54,6 +62,7 @@ _RANGES = {
     "loss.sigma": (1e-3, math.inf),
     "loss.rarity": (0, 1),
     "loss.class_weight": (0, math.inf),
+    "loss.teacher_weight": (0, math.inf),
     "decode.temperature": (0, math.inf),
     **{f"{stage}.{field}": ends for stage in STAGES for field, ends in _STAGE_RANGES.items()},
 }

@@ -28,7 +28,7 @@ from colorjax.run.workdir import (
     save_config,
 )
 
-_MACHINE_PATHS = (("data", "dir"), ("data", "prior"), ("joint", "init_from"))
+_MACHINE_PATHS = (("data", "dir"), ("data", "prior"), ("data", "teacher"), ("joint", "init_from"))
 
 
 @dataclass(frozen=True)

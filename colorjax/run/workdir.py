@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 # Where the photographs are, how many of them may be bad, and how often a stage reports: nothing of it changes what is
 # trained.
-_NEVER_BINDING = ("data.dir", "data.download", "data.max_undecodable")
+_NEVER_BINDING = ("data.dir", "data.download", "data.max_undecodable", "data.teacher")
 _REPORTING = ("log_every", "eval_every", "eval_photos", "save_every")
 
 
@@ -156,8 +156,8 @@ def bind_config(config: Config, workdir: Path) -> None:
     A field binds from the first checkpoint that depends on it. So a run that ended before it saved anything, because
     of a misspelled field for example, can be started again with another configuration. After pretraining, the fields
     that it does not read may still change (config.pretraining_reads). Where the photographs are and how often a stage
-    reports never binds; nor does the number of steps of a stage at a constant rate, as long as nothing was trained on
-    its result.
+    reports never binds. At a constant rate, `steps` and `decay_steps` do not bind until the decay begins, or until
+    something is trained on the stage's result.
 
     Raises:
         FileNotFoundError, ValueError: as `differences`.
@@ -212,8 +212,9 @@ def _binds(key: str, saved: dict[str, Any], given: dict[str, Any], steps: dict[s
     stage, _, field = key.partition(".")
     if key in _NEVER_BINDING or field in _REPORTING:
         return False
-    if field == "steps" and {c.get(f"{stage}.schedule") for c in (saved, given)} == {"constant"}:
-        return given[key] < steps[stage] or (stage == "pretrain" and steps["joint"] > 0)
+    if field in ("steps", "decay_steps") and {c.get(f"{stage}.schedule") for c in (saved, given)} == {"constant"}:
+        decay_begins = min(c.get(f"{stage}.steps", 0) - c[f"{stage}.decay_steps"] for c in (saved, given))
+        return decay_begins < steps[stage] or (stage == "pretrain" and steps["joint"] > 0)
     return steps["joint"] > 0 or (steps["pretrain"] > 0 and pretraining_reads(key))
 
 

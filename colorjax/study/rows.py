@@ -12,6 +12,7 @@ Row = dict[str, Any]
 _NO_PATCH: Row = {"model.patch_attention": False}
 _NO_OUTPUT: Row = {"model.output_attention": "none"}
 _NO_PRETRAINING: Row = {"pretrain.steps": 0}
+_COSINE: Row = {"joint.schedule": "cosine", "joint.decay_steps": 0}
 # Iizuka, section 3.4: the mean squared error of ab in 0…1, and 1/300 of the class cross-entropy.
 _REGRESSION: Row = {
     "model.head": "ab",
@@ -42,9 +43,9 @@ ROWS: dict[str, Row] = {
 
 CURES: dict[str, Row] = {
     "steps_x4": {"joint.steps": lambda c: 4 * c.joint.steps},
-    "constant_rate": {"joint.schedule": "constant", "joint.warmup_steps": 0},
-    "cosine": {"joint.schedule": "cosine", "joint.warmup_steps": 0},
-    "warmup_cosine": {"joint.schedule": "cosine", "joint.warmup_steps": lambda c: c.joint.steps // 20},
+    "constant_rate": {"joint.schedule": "constant", "joint.warmup_steps": 0, "joint.decay_steps": 0},
+    "cosine": _COSINE | {"joint.warmup_steps": 0},
+    "warmup_cosine": _COSINE | {"joint.warmup_steps": lambda c: c.joint.steps // 20},
     # The paper does not give the learning rate.
     "rate_x3": {"joint.learning_rate": lambda c: 3 * c.joint.learning_rate},
     "rate_third": {"joint.learning_rate": lambda c: c.joint.learning_rate / 3},
@@ -56,6 +57,7 @@ CURES: dict[str, Row] = {
         "joint.batch_size": lambda c: 4 * c.joint.batch_size,
         "joint.steps": lambda c: c.joint.steps // 4,
         "joint.warmup_steps": lambda c: c.joint.warmup_steps // 4,
+        "joint.decay_steps": lambda c: c.joint.decay_steps // 4,
     },
     "group_norm": {"model.norm": "group"},
     "rarity_25": {"loss.rarity": 0.25},

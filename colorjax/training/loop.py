@@ -18,7 +18,9 @@ from PIL import Image
 
 from colorjax import atomic, color, data, metrics
 from colorjax.data.batches import center_crop, eval_batch_size
-from colorjax.model.program import abstract_model, init_model
+from colorjax.data.teacher import Teacher
+from colorjax.model.networks import scaled
+from colorjax.model.program import TEACHER_HEAD, Tree, abstract_model, init_model
 from colorjax.run import sharding
 from colorjax.run.checkpoints import Checkpoints, require_space, set_aside_damaged
 from colorjax.run.config import STAGES, Config, validate
@@ -44,6 +46,8 @@ from colorjax.training.termination import Termination, termination
 _log = logging.getLogger(__name__)
 
 _PANEL_PHOTOS = 8
+# Folded into the seed's key; neither the initialization nor the augmentation (step.py) folds in this number.
+_TEACHER_KEY = 2**32 - 2
 
 
 def train(config: Config, workdir: str | Path) -> None:
@@ -96,6 +100,9 @@ def _check_stage(config: Config, stage: str, workdir: Path, mesh: Mesh, *, class
     if stage == "joint" and latest_step(workdir, stage) is None:
         check_pretrained(config, workdir, params, stats, classes=classes)
     optimizer = make_optimizer(config, stage)
+    teacher = _open_teacher(config, stage)
+    if teacher:
+        params[TEACHER_HEAD] = jax.eval_shape(lambda: _init_teacher_head(config, teacher.features))
     # The values of prior and weights change nothing in a trace.
     uniform = np.full(color.NUM_BINS, 1 / color.NUM_BINS)
     reference = color_reference(uniform, config) if stage == "joint" else None
@@ -116,7 +123,10 @@ def _check_stage(config: Config, stage: str, workdir: Path, mesh: Mesh, *, class
             "mask": jax.ShapeDtypeStruct((size,), jnp.float32),
         }
 
-    jax.eval_shape(train_step, state, batch(config[stage].batch_size))
+    train_batch = batch(config[stage].batch_size)
+    if teacher:
+        train_batch["teacher"] = jax.ShapeDtypeStruct((config[stage].batch_size, teacher.features), jnp.float32)
+    jax.eval_shape(train_step, state, train_batch)
     jax.eval_shape(eval_step, params, stats, batch(eval_batch_size(mesh.devices.size)))
     if stage == "joint":
         check_prior(config, workdir)
@@ -150,6 +160,9 @@ def _train_stage(
     params, stats = init_model(config, stage, classes=classes)
     if not start and stage == "joint":
         params, stats = graft_pretrained(config, workdir, params, stats)
+    teacher = _open_teacher(config, stage)
+    if teacher:
+        params[TEACHER_HEAD] = _init_teacher_head(config, teacher.features)
     state = init_state(params, stats, optimizer, mesh, average=settings.ema > 0)
     del params, stats
     if start:
@@ -242,6 +255,7 @@ def _train_stage(
             start_step=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            teacher=teacher,
         )
         compiled_step: Any = None
         unread: tuple[int, metrics.Totals] | None = None
@@ -269,6 +283,18 @@ def _train_stage(
                 if validating:
                     validate_step(step)
                 progress.restart_clock(step)
+
+
+def _open_teacher(config: Config, stage: str) -> Teacher | None:
+    """The teacher of a stage, None if it has none; raises as `data.open_teacher`."""
+    return data.open_teacher(config.data) if stage == "joint" and config.loss.teacher_weight else None
+
+
+def _init_teacher_head(config: Config, features: int) -> Tree:
+    """The initial parameters of the linear map from the global vector to the teacher's features."""
+    shape = (scaled(512, config.model.width), features)
+    key = jax.random.fold_in(jax.random.key(config.seed), _TEACHER_KEY)
+    return {"kernel": jax.nn.initializers.lecun_normal()(key, shape), "bias": jnp.zeros(features)}
 
 
 def _compile(step: Any, *args: Any, name: str) -> Any:

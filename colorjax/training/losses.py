@@ -10,6 +10,7 @@ import optax
 
 from colorjax import color, metrics
 from colorjax.model.colorizer import Outputs
+from colorjax.model.program import Tree
 from colorjax.ops import dispatch
 from colorjax.run.config import Config
 
@@ -138,6 +139,25 @@ def class_terms(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> tuple[
     correct = jnp.sum(mask * (jnp.argmax(logits, axis=-1) == labels))
     count = jnp.sum(mask)
     return total, {"class_loss": (total, count), "accuracy": (correct, count)}
+
+
+def teacher_terms(
+    vector: jax.Array, head: Tree, features: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, metrics.Totals]:
+    """The teacher's term: 1 − the cosine between a linear map of the global vector and the teacher's features.
+
+    Args:
+        vector: float32 [B, C] (colorizer.Outputs).
+        head: the map's `kernel` [C, F] and `bias` [F].
+        features: float32 [B, F], standardized (data.teacher.Teacher).
+        mask: float32 [B].
+
+    Returns:
+        The sum over the photos, and `teacher_loss`.
+    """
+    predicted = vector @ head["kernel"] + head["bias"][None]
+    total = jnp.sum(mask * (1 - optax.cosine_similarity(predicted, features, epsilon=1e-6)))
+    return total, {"teacher_loss": (total, jnp.sum(mask))}
 
 
 def color_terms(logits: jax.Array, targets: ColorTargets, *, prior: jax.Array) -> tuple[jax.Array, metrics.Totals]:

@@ -23,14 +23,23 @@ def make_optimizer(config: Config, stage: str) -> optax.GradientTransformation:
         stage: pretrain or joint.
 
     Raises:
-        ValueError: for an unknown name, or a warm-up longer than the stage.
+        ValueError: for an unknown name, or a warm-up or decay longer than the stage.
     """
     own = config[stage]
     if not 0 <= own.warmup_steps < max(own.steps, 1):
         raise ValueError(f"{stage}.warmup_steps is {own.warmup_steps}, of {own.steps} steps in all")
     after = own.steps - own.warmup_steps
+    if own.decay_steps and (own.schedule != "constant" or own.decay_steps > after):
+        raise ValueError(
+            f"{stage}.decay_steps is {own.decay_steps}; it is for the schedule 'constant', and at most the {after} "
+            "steps after the warm-up"
+        )
     schedules: dict[str, Callable[[], optax.Schedule]] = {
-        "constant": lambda: optax.constant_schedule(own.learning_rate),
+        "constant": lambda: (
+            optax.linear_schedule(own.learning_rate, 0.0, own.decay_steps, after - own.decay_steps)
+            if own.decay_steps
+            else optax.constant_schedule(own.learning_rate)
+        ),
         "cosine": lambda: optax.cosine_decay_schedule(own.learning_rate, after),
     }
     optimizers: dict[str, Callable[[Any], optax.GradientTransformation]] = {

@@ -13,7 +13,7 @@ from colorjax import color, metrics
 from colorjax.data import Batch, center_crop
 from colorjax.model.colorizer import Outputs
 from colorjax.model.decode import decode_photo
-from colorjax.model.program import Program, Tree
+from colorjax.model.program import TEACHER_HEAD, Program, Tree
 from colorjax.run import compilation, sharding
 from colorjax.run.checkpoints import TrainState, Unaveraged
 from colorjax.run.config import STAGES, Config
@@ -56,6 +56,7 @@ def make_train_step(
 
     Gradient accumulation splits the batch into `accumulate` microbatches; BatchNorm sees one at a time, and the
     augmentation and the loss are those of the whole batch. With `ema` the state holds averages besides what is trained.
+    A teacher's features are the same for every view of a photo; the logged `loss` does not count its term.
 
     Raises:
         ValueError: if the devices and microbatches do not divide the batch, or `ema` is not a decay.
@@ -75,8 +76,15 @@ def make_train_step(
         outputs, stats = program(params, stats, lab[..., :1], train=True)
         targets = _targets(lab, micro["inside"], micro["mask"], config, reference)
         total, logged = _loss(outputs, micro, targets, config, reference)
+        if teacher_weight:
+            assert outputs.vector is not None
+            head = params[TEACHER_HEAD]
+            taught, measured = losses.teacher_terms(outputs.vector, head, micro["teacher"], micro["mask"])
+            total += teacher_weight * taught / len(micro["mask"])
+            logged |= measured
         return total, (stats, logged)
 
+    teacher_weight = config.loss.teacher_weight if stage == "joint" else 0
     gradient = jax.grad(loss_fn, has_aux=True)
 
     def step(before: TrainState, batch: Batch) -> tuple[TrainState, metrics.Totals]:
@@ -86,7 +94,7 @@ def make_train_step(
             size=config.data.image_size,
             **config.augment,
         )
-        whole = {"rgb": rgb, "inside": inside, "label": batch["label"], "mask": batch["mask"]}
+        whole = {name: x for name, x in batch.items() if name != "image"} | {"rgb": rgb, "inside": inside}
         now = before.opt_state if ema else Unaveraged(before.params, before.stats, before.opt_state)
         if accumulate == 1:
             grads, (stats, logged) = gradient(now.params, now.stats, whole)

@@ -48,7 +48,8 @@ def model(trained: Trained) -> Colorize:
     )
 
     def colorize(l: np.ndarray, global_l: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-        class_logits, ab = map(np.asarray, compiled(l, global_l))
+        outputs = compiled(l, global_l)
+        class_logits, ab = np.asarray(outputs.class_logits), np.asarray(outputs.color)
         if ab.shape[-1] == len(BINS):
             scores = ab.astype(np.float64) / temperature
             shares = np.exp(scores - scores.max(axis=-1, keepdims=True))

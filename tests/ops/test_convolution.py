@@ -1,5 +1,6 @@
-"""The halving convolution against XLA's own, forward and both gradients."""
+"""The convolutions against XLA's own, forward and both gradients."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 from jax import lax
 
-from colorjax.ops.convolution import halving_convolution
+from colorjax.ops.convolution import halving_convolution, same_convolution
 
 
-def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(x, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    padding, numbers = [(1, 1), (1, 1)], ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
 
 
 def _both_ways(form: Any, x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, ...]:
@@ -21,17 +23,30 @@ def _both_ways(form: Any, x: jax.Array, kernel: jax.Array, cotangent: jax.Array)
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "dtype"),
-    [(8, 6, "float32"), (7, 5, "float32"), (1, 2, "float32"), (3, 8, "float32"), (8, 5, "bfloat16")],
+    ("convolution", "stride", "height", "width", "dtype"),
+    [
+        (halving_convolution, 2, 8, 6, "float32"),
+        (halving_convolution, 2, 7, 5, "float32"),
+        (halving_convolution, 2, 1, 2, "float32"),
+        (halving_convolution, 2, 3, 8, "float32"),
+        (halving_convolution, 2, 8, 5, "bfloat16"),
+        (same_convolution, 1, 8, 6, "float32"),
+        (same_convolution, 1, 2, 2, "float32"),
+        (same_convolution, 1, 1, 2, "float32"),
+        (same_convolution, 1, 2, 3, "float32"),
+        (same_convolution, 1, 2, 2, "bfloat16"),
+    ],
 )
-def test_a_halving_convolution_and_its_gradients_equal_xlas(height: int, width: int, dtype: str) -> None:
+def test_a_convolution_and_its_gradients_equal_xlas(
+    convolution: Any, stride: int, height: int, width: int, dtype: str
+) -> None:
     rng = np.random.default_rng(0)
-    shapes = (2, height, width, 3), (3, 3, 3, 5), (2, -(-height // 2), -(-width // 2), 5)
+    shapes = (2, height, width, 3), (3, 3, 3, 5), (2, -(-height // stride), -(-width // stride), 5)
     x, kernel, cotangent = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
 
     @jax.jit
     def run(*arrays: jax.Array) -> list[tuple[jax.Array, ...]]:
-        return [_both_ways(form, *arrays) for form in (halving_convolution, _plain)]
+        return [_both_ways(form, *arrays) for form in (convolution, partial(_plain, stride=stride))]
 
     tolerance = 1e-5 if dtype == "float32" else 5e-2
     for name, a, b in zip(("out", "x", "kernel"), *run(x, kernel, cotangent), strict=True):

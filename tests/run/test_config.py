@@ -11,7 +11,8 @@ from colorjax.run.config import validate
 from colorjax.run.trees import flatten
 from colorjax.run.workdir import bind_config, differences, load_config
 from colorjax.study import rows
-from configs import food64, paper, paper64, quickstart, vivid, vivid64
+from colorjax.training.optimizer import make_optimizer
+from configs import food64, food101_small, paper, paper64, quickstart, vivid, vivid64
 
 
 def changed(**fields: Any) -> Any:
@@ -52,10 +53,12 @@ def test_a_number_out_of_its_range_is_named(field: str, value: float, said: str)
         validate(changed(**{field: value}))
 
 
-@pytest.mark.parametrize("module", [quickstart, paper, food64, paper64, vivid, vivid64])
-def test_every_preset_is_within_all_ranges(module: Any) -> None:
+@pytest.mark.parametrize("module", [quickstart, paper, food64, food101_small, paper64, vivid, vivid64])
+def test_every_row_of_every_preset_is_within_all_ranges_and_has_an_optimizer(module: Any) -> None:
     for row in (*rows.ROWS, *rows.CURES):
-        validate(rows.apply(module.get_config(), row))
+        config = rows.apply(module.get_config(), row)
+        validate(config)
+        make_optimizer(config, "joint")
 
 
 def test_what_ended_before_a_checkpoint_binds_nothing(tmp_path: Path) -> None:
@@ -143,6 +146,23 @@ def test_steps_may_grow_at_a_constant_rate_alone(tmp_path: Path) -> None:
         bind_config(changed(joint__schedule="cosine", joint__steps=40), falling)
     with pytest.raises(ValueError, match=r"joint\.schedule is 'cosine' there and 'constant' now"):
         bind_config(changed(joint__schedule="constant", joint__steps=40), falling)
+
+
+def test_a_decay_may_move_until_it_begins(tmp_path: Path) -> None:
+    def constant(steps: int, decay: int) -> Any:
+        return changed(joint__schedule="constant", joint__steps=steps, joint__decay_steps=decay)
+
+    bind_config(constant(100, 10), tmp_path)
+    saved(tmp_path, "joint", "30")
+    bind_config(constant(50, 20), tmp_path)
+    bind_config(constant(45, 15), tmp_path)
+    with pytest.raises(ValueError, match=r"joint\.steps is 45 there and 40 now"):
+        bind_config(constant(40, 15), tmp_path)
+    saved(tmp_path, "joint", "31")  # it has begun
+    with pytest.raises(
+        ValueError, match=r"joint\.decay_steps is 15 there and 10 now.*joint\.steps is 45 there and 100"
+    ):
+        bind_config(constant(100, 10), tmp_path)
 
 
 def test_vivid_is_the_same_recipe_at_both_sizes() -> None:

@@ -159,10 +159,11 @@ def test_shards_together_are_the_whole(run: Trained, folder: Path, tmp_path: Pat
 def test_paths_of_the_machine_stay_there(run: Trained, tmp_path: Path) -> None:
     config = run.config.copy_and_resolve_references().unlock()
     config.data.dir, config.data.prior = "/home/someone/secret/food101", "/home/someone/prior.npz"
-    config.joint.init_from = "/scratch/runs/pretrained/"
+    config.data.teacher, config.joint.init_from = "/home/someone/teacher.npy", "/scratch/runs/pretrained/"
     save_trained(replace(run, config=config.lock()), tmp_path / "out")
     got = load_trained(tmp_path / "out").config
     assert (got.data.dir, got.data.prior, got.joint.init_from) == ("food101", "prior.npz", "pretrained")
+    assert got.data.teacher == "teacher.npy"
 
 
 def _rewritten(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:

