@@ -29,7 +29,7 @@ OWNERS = {
     "orbax": {"run/checkpoints.py"},
     "llvmlite": {"ops/cpu/emitter.py", "ops/cpu/llvm.py"},
     "tensorboardX": {"training/progress.py"},
-    "gradio": {"web/page.py", "web/access.py"},
+    "gradio": {"web/page.py", "web/server.py"},
     "onnx": {"export/formats.py", "export/onnx_graph.py"},
     "safetensors": {"run/portable.py"},
 }
