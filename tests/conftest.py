@@ -1,5 +1,6 @@
 """Settings of all tests, and the fixtures that several folders share."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,15 @@ def _programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _commands_leave_no_handlers() -> Iterator[None]:
+    """A command that runs in this process adds a log handler, which later tests must not meet."""
+    yield
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if type(h).__module__.startswith("colorjax.")]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

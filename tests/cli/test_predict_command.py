@@ -53,6 +53,7 @@ def run(*arguments: Any) -> int:
     return exit.value.code
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared")
 def test_a_folder_of_fifty_mixed_files(untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "in", tmp_path / "out"

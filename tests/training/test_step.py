@@ -81,6 +81,7 @@ def test_a_row_takes_a_step(row: str) -> None:
     assert untrained == _UNTRAINED.get(row, set())
 
 
+@pytest.mark.slow
 def test_an_average_follows_the_weights_and_changes_no_training() -> None:
     config = _config("no_output_attention").unlock()
     plain, current, _, mesh = _setup(config)

