@@ -18,6 +18,7 @@ from colorjax.data.errors import one_line
 from colorjax.model.program import Program, Tree, abstract_model, build_program
 from colorjax.run import portable
 from colorjax.run.config import Config, validate
+from colorjax.run.trees import flatten, require_same_shapes
 from colorjax.run.workdir import (
     checkpoint_dir,
     config_file,
@@ -78,7 +79,14 @@ def load_trained(path: str | Path) -> Trained:
     from colorjax.run.checkpoints import load_checkpoint
 
     step, params, stats = load_checkpoint(directory)
-    return Trained(config, load_class_names(path), step, params, stats)
+    class_names = load_class_names(path)
+    model_params, model_stats = _model_shapes(path, config, class_names)
+    require_same_shapes(
+        flatten({"params": model_params, "stats": model_stats}),
+        flatten({"params": params, "stats": stats}),
+        message=f"{directory} does not fit the model that config.json and classes.json describe",
+    )
+    return Trained(config, class_names, step, params, stats)
 
 
 def save_trained(
@@ -134,9 +142,15 @@ def new_folder(trained: Trained, folder: str | Path) -> Iterator[Path]:
 def _load_portable(folder: Path, config: Config) -> Trained:
     class_names = load_class_names(folder)
     path, tensors = portable.read_tensors(folder)
+    params, stats = _model_shapes(folder, config, class_names)
+    return Trained(config, class_names, *portable.to_trees(tensors, params, stats, path=path))
+
+
+def _model_shapes(folder: Path, config: Config, class_names: tuple[str, ...]) -> tuple[Tree, Tree]:
+    """The parameters and statistics, as shapes, of the model that a folder's configuration describes."""
     try:
         _, params, stats = abstract_model(config, "joint", classes=len(class_names))
         validate(config, fields=["decode.temperature"])
     except Exception as error:  # a foreign configuration fails in ways of many types
         raise ValueError(f"{config_file(folder)} does not describe a colorizer ({one_line(error)})") from error
-    return Trained(config, class_names, *portable.to_trees(tensors, params, stats, path=path))
+    return params, stats
