@@ -259,22 +259,22 @@ def test_a_signal_at_any_moment_ends_it_in_time(
 ) -> None:
     # Each run goes on where the one before was stopped. A text is one that is printed right before the moment.
     compiling = {"JAX_COMPILATION_CACHE_DIR": ""}
-    moments: list[tuple[Callable[[Run], bool], int, dict[str, str]]] = [
-        (lambda run: is_saving(tmp_path, "pretrain", after=0), signal.SIGTERM, {}),
-        (lambda run: "pretrain validation: compiling…" in run.output(), signal.SIGINT, compiling),
-        (lambda run: f"pretrain {STEPS['pretrain']}/" in run.output(), signal.SIGTERM, {}),  # the last validation
-        (lambda run: "counting the colors" in run.output(), signal.SIGTERM, {}),
-        (lambda run: "joint: " in run.output(), signal.SIGINT, {}),  # between the stages
-        (lambda run: "joint training: compiling…" in run.output(), signal.SIGTERM, compiling),
-        (lambda run: trained_steps(tmp_path, "joint") > 2, signal.SIGINT, {}),
-        (lambda run: is_saving(tmp_path, "joint", after=STEPS["joint"] - 1), signal.SIGTERM, {}),
-        (lambda run: (tmp_path / "joint" / "panels" / "00000016.png").exists(), signal.SIGINT, {}),  # evaluation
+    # Tracing comes before XLA's compiler, in which Python handles no signal: so many seconds later it compiles.
+    moments: list[tuple[Callable[[Run], bool], int, dict[str, str], float]] = [
+        (lambda run: is_saving(tmp_path, "pretrain", after=0), signal.SIGTERM, {}, 0),
+        (lambda run: "pretrain validation: compiling…" in run.output(), signal.SIGINT, compiling, 0.7),
+        (lambda run: f"pretrain {STEPS['pretrain']}/" in run.output(), signal.SIGTERM, {}, 0),  # the last validation
+        (lambda run: "counting the colors" in run.output(), signal.SIGTERM, {}, 0),
+        (lambda run: "joint: " in run.output(), signal.SIGINT, {}, 0),  # between the stages
+        (lambda run: "joint training: compiling…" in run.output(), signal.SIGTERM, compiling, 4),
+        (lambda run: trained_steps(tmp_path, "joint") > 2, signal.SIGINT, {}, 0),
+        (lambda run: is_saving(tmp_path, "joint", after=STEPS["joint"] - 1), signal.SIGTERM, {}, 0),
+        (lambda run: (tmp_path / "joint" / "panels" / "00000016.png").exists(), signal.SIGINT, {}, 0),  # evaluation
     ]
-    for moment, number, environment in moments:
+    for moment, number, environment, later in moments:
         run = launcher.train(tmp_path, environment=environment)
         run.wait_for(lambda moment=moment, run=run: moment(run))
-        # Tracing comes before XLA's compiler, in which Python handles no signal.
-        time.sleep(4 if environment else 0)
+        time.sleep(later)
         run.process.send_signal(number)
         sent = time.monotonic()
         output = run.end(128 + number)
