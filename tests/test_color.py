@@ -9,6 +9,7 @@ import skimage.data
 import skimage.transform
 
 from colorjax import color
+from colorjax.color.bins import _grid_rows, _window
 from colorjax.data.batches import Share
 from colorjax.data.sample import open_sample
 
@@ -97,7 +98,7 @@ def test_bins_are_the_published_ones():
 
 def test_bins_can_be_made_first_inside_jit():
     color.ab_bins.cache_clear()
-    for cached in (color._grid_rows, color._window):
+    for cached in (_grid_rows, _window):
         cached.cache_clear()
     jax.jit(color.soft_targets)(jnp.zeros((1, 2)))
     jax.jit(lambda ab: color.nearest_bins(ab, count=5, in_gamut=True))(jnp.zeros((1, 2)))
@@ -132,7 +133,7 @@ def test_no_color_is_near_a_bin_outside_the_window():
     for count in (1, 3, 5, 10):
         near = np.array(naive_neighbors((color.ab_bins() + offsets).reshape(-1, 2), count))
         found = (color.ab_bins()[near] - np.tile(color.ab_bins(), (len(offsets), 1))[:, None]) // 10
-        assert set(map(tuple, found.reshape(-1, 2).tolist())) <= set(color._window(count))
+        assert set(map(tuple, found.reshape(-1, 2).tolist())) <= set(_window(count))
 
 
 def test_colors_outside_the_bins_box_are_clamped_to_it():

@@ -156,7 +156,7 @@ def _means(image: jax.Array, *, factor: int, neighbors: int, sigma: float) -> tu
     def of_photo(rgb: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         ab = color.rgb_to_lab(rgb)[..., 1:]
         small = color.downsample(ab[None], factor=factor)[0]
-        p = color.soft_targets(small, neighbors=neighbors, sigma=sigma)
+        p = color.dense_shares(*color.bin_shares(small, neighbors=neighbors, sigma=sigma, in_gamut=True))
         return p.mean(axis=(0, 1)), small.mean(axis=(0, 1)), color.is_gray(ab)
 
     # One after the other: the targets of 64 photos of 224² take 1 GB.

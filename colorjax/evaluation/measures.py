@@ -123,7 +123,8 @@ def make_measure(
         scores["truth"] = {"colorfulness": metrics.colorfulness(rgb)} | color_statistics(ab)
 
         if config.model.head == "bins":
-            bins, shares = color.shared_bins(color.downsample(ab, factor=config.model.output_stride))
+            small = color.downsample(ab, factor=config.model.output_stride)
+            bins, shares = (jnp.stack(x, axis=-1) for x in color.bin_shares(small, in_gamut=True))
             weight = rarity[bins[..., 0]]
             # As in training, a gray photo has no color to predict.
             gray = color.is_gray(ab)
