@@ -30,6 +30,7 @@ def add_arguments(parser: Parser) -> None:
     add("--port", type=number(int, 1, 65535), default=7860, help="port to listen on")
     add("--max-megabytes", type=number(int, 1), default=25, metavar="N", help="largest upload, in 2^20 bytes")
     add("--max-megapixels", type=number(int, 1), default=50, metavar="N", help="largest photo, in 10^6 pixels")
+    add("--no-provenance", action="store_true", help="do not record in a download's XMP that a network made the colors")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
         _log.info("Compiling the colorizer…")
         predictor.colorize([np.zeros((1, 1, 3), np.uint8)])  # so that the first visitor does not wait for it
         limits = {"max_megabytes": args.max_megabytes, "max_megapixels": args.max_megapixels}
-        with serving(predictor, host=args.host, port=args.port, **limits) as url:
+        provenance = not args.no_provenance
+        with serving(predictor, host=args.host, port=args.port, **limits, provenance=provenance) as url:
             _log.info("The page is at %s; Ctrl-C ends it.", url)
             threading.Event().wait()
     except KeyboardInterrupt:

@@ -47,6 +47,7 @@ def add_arguments(parser: Parser) -> None:
     add("--overwrite", action="store_true", help="color again what is in --out already")
     add("--format", choices=("jpeg", "png", "tiff", "webp"), help="of the results; by default each photo's own, or PNG")
     add("--quality", type=number(int, 1, 100), default=95, metavar="1…100", help="of JPEG and WebP")
+    add("--no-provenance", action="store_true", help="do not record in a photo's XMP that a network made the colors")
     add = parser.add_argument_group("the colors").add_argument
     add(
         "--temperature",
@@ -100,7 +101,15 @@ def run(args: argparse.Namespace) -> int:
     predictor = Predictor(checkpoint, size=args.size, batch_size=args.batch_size)
     with as_usage_error(ValueError):
         predictor.predict([], style=style, hint=args.hint)  # refuses a style or hint that does not fit
-    look = Look(args.temperature, args.saturation, style, args.hint, args.smoothing, args.quality)
+    look = Look(
+        args.temperature,
+        args.saturation,
+        style,
+        args.hint,
+        args.smoothing,
+        args.quality,
+        provenance=not args.no_provenance,
+    )
     with _messages_on_stderr(), _signals(), warnings.catch_warnings():
         # Pillow warns at half of read_photo's limit, and at broken metadata, which is left out.
         warnings.filterwarnings("ignore", module="PIL")
@@ -126,7 +135,9 @@ def _color_pipe(predictor: "Predictor", look: "Look", format: str | None) -> int
         for note in photo.notes:
             _log.info("the photo: %s", note)
         (prediction,) = predictor.predict([photo.array], style=look.style, hint=look.hint)
-        write_photo(look.render(prediction), photo, sys.stdout.buffer, format=format, quality=look.quality)
+        provenance = predictor.provenance if look.provenance else None
+        options = {"format": format, "quality": look.quality, "provenance": provenance}
+        write_photo(look.render(prediction), photo, sys.stdout.buffer, **options)
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         discard_stdout()

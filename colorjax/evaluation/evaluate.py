@@ -21,7 +21,7 @@ from colorjax import data
 from colorjax.data.batches import Share, eval_batch_size
 from colorjax.evaluation import bootstrap, report, split_pass
 from colorjax.evaluation.judges import efficientnet, inception, lpips
-from colorjax.evaluation.judges.weights import Weights, checksum
+from colorjax.evaluation.judges.weights import Weights
 from colorjax.evaluation.measures import Photos, Scores, make_judge, make_measure
 from colorjax.evaluation.summary import summarize
 from colorjax.model.program import Program, Tree, build_program
@@ -32,6 +32,7 @@ from colorjax.run.locate import SHIPPED
 from colorjax.run.pictures import panel
 from colorjax.run.prior import load_prior
 from colorjax.run.trained import load_trained
+from colorjax.run.trees import checksum
 from colorjax.run.workdir import (
     checkpoint_dir,
     evaluation_dir,

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from colorjax import atomic
 from colorjax.photos import readers, writers
+from colorjax.photos.provenance import Provenance, with_provenance
 
 Image.init()  # registers Pillow's formats
 # Not Pillow's other formats: EPS runs Ghostscript, and the rest is not used for photos. Old Pillow has no AVIF.
@@ -95,7 +96,13 @@ def read_size(source: Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) 
 
 
 def write_photo(
-    rgb: np.ndarray, like: Photo, target: Path | BinaryIO, *, format: str | None = None, quality: int = 95
+    rgb: np.ndarray,
+    like: Photo,
+    target: Path | BinaryIO,
+    *,
+    format: str | None = None,
+    quality: int = 95,
+    provenance: Provenance | None = None,
 ) -> None:
     """Writes a photo with the transparency and the metadata of another, completely or not at all.
 
@@ -107,6 +114,7 @@ def write_photo(
         target: a path, which is replaced only once the file is complete, or an open binary file.
         format: JPEG, PNG, TIFF or WEBP; by default by the path's suffix, or that of `like`, or PNG.
         quality: 1…100, of JPEG and WebP.
+        provenance: where the colors come from, recorded in the file's XMP; None leaves the metadata as they are.
 
     Raises:
         OSError: if the file cannot be written.
@@ -125,13 +133,19 @@ def write_photo(
             "use PNG or TIFF"
         )
     encode = writers.WRITERS[chosen]
+    metadata = like.metadata
+    if provenance is not None:
+        xmp = with_provenance(metadata.get("xmp"), provenance)
+        if chosen == "JPEG" and len(xmp) > writers.JPEG_SEGMENT:  # the photo's own would not be written either
+            xmp = with_provenance(None, provenance)
+        metadata = metadata | {"xmp": xmp}
     if not isinstance(target, Path):
         buffer = io.BytesIO()  # encoders seek, a pipe does not
-        encode(rgb, like.alpha, like.metadata, buffer, quality)
+        encode(rgb, like.alpha, metadata, buffer, quality)
         target.write(buffer.getbuffer())
         return
     with atomic.replacing(target) as temporary, temporary.open("xb") as file:
-        encode(rgb, like.alpha, like.metadata, file, quality)
+        encode(rgb, like.alpha, metadata, file, quality)
 
 
 def output_format(like: Photo, target: Path | None = None) -> str:

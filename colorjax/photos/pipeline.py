@@ -13,6 +13,7 @@ from colorjax.photos import films
 from colorjax.photos.files import Photo, read_photo, read_size, write_photo
 from colorjax.photos.inputs import Job
 from colorjax.photos.predictor import Prediction, Predictor
+from colorjax.photos.provenance import Provenance
 
 _IN_FLIGHT = 50_000_000
 """Pixels of the photos that are in memory at once, between decoding and writing; a larger photo comes alone."""
@@ -26,6 +27,7 @@ class Look:
         temperature, saturation, style, hint: as in `Predictor.colorize`.
         smoothing: of a film's colors, as in `films.Smoother`.
         quality: 1…100, of JPEG and WebP.
+        provenance: whether a photo's XMP records that the colorizer made its colors.
     """
 
     temperature: float | None = None
@@ -34,6 +36,7 @@ class Look:
     hint: str | None = None
     smoothing: float = 0.8
     quality: int = 95
+    provenance: bool = True
 
     def render(self, prediction: Prediction) -> np.ndarray:
         """The color photo: [H, W, 3] of the photo's dtype."""
@@ -74,6 +77,7 @@ def _color_photos(waiting: deque[Job], predictor: Predictor, look: Look, pool: T
     decoding: deque[tuple[Job, int, Future[Photo]]] = deque()
     writing: deque[tuple[Job, int, tuple[str, ...], Future[None]]] = deque()
     in_flight = 0
+    provenance = predictor.provenance if look.provenance and waiting else None
     while waiting or decoding or writing:
         while waiting and len(decoding) < 2 * predictor.batch_size:
             try:
@@ -104,7 +108,9 @@ def _color_photos(waiting: deque[Job], predictor: Predictor, look: Look, pool: T
                 yield from (Result(job, error) for job, _, _ in batch)
             else:
                 for (job, pixels, photo), prediction in zip(batch, predictions, strict=True):
-                    writing.append((job, pixels, photo.notes, pool.submit(_write, job, photo, prediction, look)))
+                    writing.append(
+                        (job, pixels, photo.notes, pool.submit(_write, job, photo, prediction, look, provenance))
+                    )
                 del predictions, photo, prediction
             del arrays
         del batch
@@ -115,10 +121,10 @@ def _color_photos(waiting: deque[Job], predictor: Predictor, look: Look, pool: T
             yield Result(job, written.exception(), notes)
 
 
-def _write(job: Job, photo: Photo, prediction: Prediction, look: Look) -> None:
+def _write(job: Job, photo: Photo, prediction: Prediction, look: Look, provenance: Provenance | None) -> None:
     rgb = look.render(prediction)
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    write_photo(rgb, photo, job.target, quality=look.quality)
+    write_photo(rgb, photo, job.target, quality=look.quality, provenance=provenance)
 
 
 def _color_film(job: Job, predictor: Predictor, look: Look) -> Result:

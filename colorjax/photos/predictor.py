@@ -18,10 +18,12 @@ import numpy as np
 from colorjax import color
 from colorjax.model.program import Program, Tree
 from colorjax.photos import resample
+from colorjax.photos.provenance import Provenance
 from colorjax.run import compilation
 from colorjax.run.config import Config
 from colorjax.run.locate import locate
 from colorjax.run.trained import load_trained
+from colorjax.run.trees import checksum, flatten
 
 MAX_SIZE = 4096  # pixels of the working size; a batch's activations take gigabytes long before
 MAX_BATCH_SIZE = 1024
@@ -121,7 +123,9 @@ class Predictor:
             raise ValueError(f"size is {size}; it must be a multiple of 8 between 32 and {MAX_SIZE}")
         if not 1 <= batch_size <= MAX_BATCH_SIZE:
             raise ValueError(f"batch_size is {batch_size}; it must be between 1 and {MAX_BATCH_SIZE}")
-        trained = load_trained(locate(checkpoint))
+        folder = locate(checkpoint)
+        trained = load_trained(folder)
+        self._name = folder.resolve().name
         self.config, self.class_names = trained.config, trained.class_names
         self.size = self.config.data.image_size if size is None else size
         self.batch_size = batch_size
@@ -130,6 +134,11 @@ class Predictor:
             functools.partial(_forward, trained.program(), self.config.model.output_stride),
             compiler_options=compilation.compiler_options(),
         )
+
+    @functools.cached_property
+    def provenance(self) -> Provenance:
+        """Which model and which weights make the colors, for `files.write_photo`."""
+        return Provenance(self._name, checksum(flatten({"params": self._params, "stats": self._stats})))
 
     def predict(
         self, photos: Sequence[np.ndarray], *, style: np.ndarray | None = None, hint: str | None = None

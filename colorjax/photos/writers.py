@@ -12,6 +12,9 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 from colorjax.photos.metadata import TIFF_STRUCTURE
 
 _Writer = Callable[[np.ndarray, np.ndarray | None, dict[str, Any], BinaryIO, int], None]
+JPEG_SEGMENT = 65_000
+"""Bytes of EXIF data or XMP that fit into a JPEG, whose segments have at most 64 kB."""
+
 _BAND = 1 << 22  # bytes that are filtered and compressed as one
 
 
@@ -21,8 +24,7 @@ def _jpeg(rgb: np.ndarray, alpha: np.ndarray | None, metadata: dict[str, Any], t
         cover = alpha[..., None].astype(np.uint16)
         rgb = ((rgb * cover + 255 * (255 - cover) + 127) // 255).astype(np.uint8)
     options = {k: metadata[k] for k in ("dpi", "icc_profile", "comment") if k in metadata}
-    # A segment of a JPEG has at most 64 kB.
-    options |= {k: metadata[k] for k in ("exif", "xmp") if k in metadata and len(metadata[k]) < 65_000}
+    options |= {k: metadata[k] for k in ("exif", "xmp") if k in metadata and len(metadata[k]) <= JPEG_SEGMENT}
     segments = (b"\xff\xed" + struct.pack(">H", len(s) + 2) + s for s in metadata.get("photoshop", ()))
     # Without chroma subsampling, the color is as sharp as the lightness.
     Image.fromarray(rgb).save(target, "JPEG", quality=quality, subsampling=0, extra=b"".join(segments), **options)

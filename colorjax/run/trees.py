@@ -1,5 +1,6 @@
-"""Trees of arrays by path: flattened, nested, compared strictly, and grafted onto one another."""
+"""Trees of arrays by path: flattened, nested, compared strictly, and grafted onto one another; their checksum."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,16 @@ def nest(flat: Mapping[str, Any]) -> Tree:
             node = node.setdefault(name, {})
         node[last] = value
     return tree
+
+
+def checksum(flat: Mapping[str, Any]) -> str:
+    """The SHA-256 of arrays by name: of names, shapes and values in float32, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(flat):
+        array = np.ascontiguousarray(flat[name], "<f4")
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(array)
+    return digest.hexdigest()
 
 
 def require_same_shapes(model: Mapping[str, Any], given: Mapping[str, Any], *, message: str) -> None:

@@ -44,7 +44,7 @@ class _Session:
     preview: Prediction
 
 
-def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels: int) -> Any:
+def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels: int, provenance: bool = True) -> Any:
     """Builds the page; `server.serving` serves it.
 
     Args:
@@ -52,6 +52,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
         folder: for the page's temporary files.
         max_bytes: of an upload; only shown, since `serving` refuses more.
         max_pixels: of a photo; more are refused.
+        provenance: whether a download's XMP records that the colorizer made its colors.
 
     Returns:
         A gradio.Blocks.
@@ -116,7 +117,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
             rgb = replace(kept.preview, photo=photo.pixels).render(temperature=temperature, saturation=saturation)
             target = folder / secrets.token_hex(16) / _download_name(kept.upload, photo)
             target.parent.mkdir()
-            write_photo(rgb, photo, target)
+            write_photo(rgb, photo, target, provenance=predictor.provenance if provenance else None)
         except (OSError, ValueError) as e:
             return [_message(e), None, session]
         return [_message(""), str(target), session]

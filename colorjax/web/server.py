@@ -33,6 +33,7 @@ def serving(
     port: int = 7860,
     max_megabytes: int = 25,
     max_megapixels: int = 50,
+    provenance: bool = True,
 ) -> Iterator[str]:
     """Serves the page while the context lasts.
 
@@ -42,6 +43,7 @@ def serving(
         port: a free one.
         max_megabytes: of an uploaded file, 2**20 bytes each.
         max_megapixels: of a photo, 10**6 pixels each.
+        provenance: whether a download's XMP records that the colorizer made its colors.
 
     Yields:
         The page's address.
@@ -61,7 +63,8 @@ def serving(
         )
     max_bytes = max_megabytes * 2**20
     with tempfile.TemporaryDirectory(prefix="colorjax-") as name, _environment(folder := Path(name).resolve()):
-        page = web_page.make_page(predictor, folder, max_bytes=max_bytes, max_pixels=max_megapixels * 10**6)
+        limits = {"max_bytes": max_bytes, "max_pixels": max_megapixels * 10**6}
+        page = web_page.make_page(predictor, folder, **limits, provenance=provenance)
         from starlette.middleware import Middleware
 
         access = Middleware(AccessControl, folder=folder, functions=page.fns, max_bytes=max_bytes, space=_SPACE)

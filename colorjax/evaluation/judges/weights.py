@@ -4,7 +4,6 @@
 """
 
 import collections
-import hashlib
 import io
 import pickle
 from collections.abc import Callable
@@ -16,21 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from colorjax import atomic
+from colorjax.run.trees import checksum
 
 Weights = dict[str, Any]
 """Parameter name -> array."""
 
 _CHECKSUM = "sha256"  # entry of a .npz file beside the weights
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before version 1.6
-
-
-def checksum(weights: Weights) -> str:
-    """The SHA-256 of names, shapes and values, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        array = np.ascontiguousarray(weights[name], "<f4")
-        digest.update(f"{name}{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
 
 
 def write_npz(path: str | Path, weights: Weights) -> None:
