@@ -16,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+import colorjax
 from colorjax.cli.arguments import Parser, did_you_mean
 from colorjax.cli.errors import UsageError, as_usage_error, one_line
 
@@ -29,8 +30,14 @@ def add_arguments(parser: Parser, *, default: str | None = None, required: bool 
         default=default,
         required=required and default is None,
         metavar="FILE[:ROW]",
-        help=f"the configuration file, and an ablation row of it. {HELP}",
+        help=f"the configuration file, yours or one that ships (configs/…), and an ablation row of it. {HELP}",
     )
+
+
+def shipped() -> Path:
+    """The folder of the configurations that ship: in an installed package, or beside it in a checkout."""
+    package = Path(colorjax.__file__).parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
 def load(config: str, overrides: Mapping[str, str]) -> Any:
@@ -67,7 +74,7 @@ def describe(config: str, overrides: Mapping[str, str]) -> str:
     lines = [f"fields of {config} (--config.FIELD=VALUE changes one):", ""]
     for field, value in shown.items():
         lines.append(f"  {field:{widths[0]}}  {value:{widths[1]}}  {comments.get(field, '')}".rstrip())
-    plain = _flatten(_load(str(file), overrides))
+    plain = _flatten(_load(file, overrides))
     lines += ["", f"rows (--config={file}:ROW) and what they change:", ""]
     for row in rows.ROWS | rows.CURES:
         changed = _flatten(_load(f"{file}:{row}", overrides))
@@ -78,7 +85,7 @@ def describe(config: str, overrides: Mapping[str, str]) -> str:
 
 def _load(config: str, overrides: Mapping[str, str]) -> ConfigDict:
     file, module = _module(config)
-    row = config.removeprefix(str(file)).removeprefix(":")
+    row = config.removeprefix(file).removeprefix(":")
     if not callable(getattr(module, "get_config", None)):
         raise UsageError(f"--config is {file}, which has no function get_config; see configs/paper.py")
     try:
@@ -97,20 +104,27 @@ def _load(config: str, overrides: Mapping[str, str]) -> ConfigDict:
     return changed.lock()
 
 
-def _module(config: str) -> tuple[Path, ModuleType]:
+def _find(name: str) -> Path | None:
+    """A configuration file; `configs/…` also names one that ships, wherever the command runs."""
+    ships = shipped().parent / name if Path(name).parent == Path("configs") else Path(name)
+    return next((path for path in (Path(name), ships) if path.is_file()), None)
+
+
+def _module(config: str) -> tuple[str, ModuleType]:
     """The file that --config names, and the module in it."""
     # A row is behind the last colon, but a path may have colons too.
-    name = config if Path(config).is_file() else config.rpartition(":")[0] or config
-    file = Path(name)
-    if not file.is_file():
-        folder = file.parent if file.parent.is_dir() else Path("configs")
-        known = [str(path) for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
-        others = f"; {folder} has {', '.join(known)}" if known else "; the configurations are in the source's configs/"
-        raise UsageError(f"--config is {name}, and there is no such file{did_you_mean(name, known) or others}")
-    # A configuration may start from another one in its folder: `from configs import paper`.
-    root = str(file.resolve().parents[1])
-    if root not in sys.path:
-        sys.path.insert(0, root)
+    name = config if _find(config) else config.rpartition(":")[0] or config
+    file = _find(name)
+    if file is None:
+        ships = [f"configs/{path.name}" for path in sorted(shipped().glob("[!_]*.py"))]
+        close = did_you_mean(name, [*map(str, Path(name).parent.glob("*.py")), *ships])
+        raise UsageError(
+            f"--config is {name}, and there is no such file" + (close or f"; those that ship are {', '.join(ships)}")
+        )
+    # A configuration may start from another one in its folder, and from those that ship: `from configs import paper`.
+    for at, root in ((0, file.resolve().parents[1]), (len(sys.path) + 1, shipped().parent)):
+        if str(root) not in sys.path:
+            sys.path.insert(at, str(root))
     loader = SourceFileLoader(f"configuration_{file.stem}", str(file))
     module = module_from_spec(spec_from_loader(loader.name, loader))  # pyright: ignore[reportArgumentType]
     try:
@@ -119,7 +133,7 @@ def _module(config: str) -> tuple[Path, ModuleType]:
         raise UsageError(
             f"--config is {name}, which cannot be loaded: {type(error).__name__}: {one_line(error)}"
         ) from error
-    return file, module
+    return name, module
 
 
 def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_wrong_arguments_are_one_line_and_status_2(tmp_path: Path, capsys: pytes
             ["train", "--config=configs/papr.py"],
             "configs/papr.py, and there is no such file; did you mean configs/paper.py?",
         ),
-        (["train", "--config=nowhere/x.py"], "there is no such file; configs has configs/food101_small.py"),
+        (["train", "--config=nowhere/x.py"], "there is no such file; those that ship are configs/food101_small.py"),
         (["train", "--config=configs/paper.py:no_fusio"], "there is no row 'no_fusio'; did you mean no_fusion?"),
         (["train", f"--config={broken}"], "broken.py, which cannot be loaded: SyntaxError: invalid syntax"),
         (["train", f"--config={empty}"], "empty.py, which has no function get_config"),
@@ -270,6 +270,19 @@ def stage():
     assert lines["model.norm"].endswith(comment)
     assert lines["model.fusion"].split()[1] == "False"
     assert lines["rate_x3"].split()[1] == "joint.learning_rate=0.003"
+
+
+def test_configurations_that_ship_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    found = configuration.load("configs/paper.py:no_fusion", {})
+    assert found.to_dict() == paper.get_config("no_fusion").to_dict()
+    (tmp_path / "configs").mkdir()
+    own = "from configs import quickstart\n\ndef get_config(row='full'):\n    return quickstart.get_config(row)\n"
+    for name in ("configs/quickstart.py", "configs/own.py", "own.py"):  # a file of one's own goes before one that ships
+        (tmp_path / name).write_text(own.replace("(row)", "('no_fusion')"))
+        assert configuration.load(name, {}).model.fusion is False
+    assert configuration.load("configs/paper.py", {}).model.fusion is True
 
 
 def test_weights_that_ship_are_found_by_name(
