@@ -1,6 +1,7 @@
 """Whatever a file of a run, an export, a prior or a pack holds: only the documented errors, in one line."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,13 @@ def _refusal(read: Callable[[Path], object], folder: Path) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+# COLORJAX_FUZZ says how many inputs a reader gets in the slow form; 10000 are the long form, some ten minutes.
+MANY = int(os.environ.get("COLORJAX_FUZZ", "1000"))
+
+
+@pytest.mark.parametrize(
+    "examples", [60, pytest.param(MANY, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+)
 @pytest.mark.parametrize("reader", _READERS)
 def test_damaged_files_are_refused_in_one_line_or_read(reader: str, examples: int, tmp_path: Path) -> None:
     name, write, read = _READERS[reader]

@@ -26,6 +26,9 @@ SAVE_EVERY = 4
 RESOLUTION, IMAGE_SIZE = 40, 32
 LEARNING_RATE = 1e-7
 FIELDS: dict[str, Any] = {
+    # With seed 0 one ReLU of the first step is within rounding of 0: it opens on one device and not on two, which
+    # changes the gradient by 2.6 %.
+    "seed": 3,
     "data.resolution": RESOLUTION,
     "data.image_size": IMAGE_SIZE,
     "model.patch_kernels": (3, 3, 3),
@@ -203,7 +206,9 @@ def assert_close_run(workdir: Path, expected: Path) -> None:
                     assert abs(a[name] - b[name]) <= limit * abs(b[name]), (stage, name, b["step"], b["split"])
             if "gradient_norm" in b:
                 # BatchNorm over eight photos makes the gradient a thousand times as sensitive as the loss.
-                assert abs(a["gradient_norm"] - b["gradient_norm"]) <= 1e-2 * b["gradient_norm"]
+                limit = 1e-4 if (stage, b["step"]) == ("pretrain", 1) else 1e-2
+                difference = abs(a["gradient_norm"] - b["gradient_norm"])
+                assert difference <= limit * b["gradient_norm"], (stage, b["step"], a["gradient_norm"])
         (_, a), (_, b) = newest(workdir, stage), newest(expected, stage)
         assert a.keys() == b.keys()
         for name in a:

@@ -239,7 +239,7 @@ def test_another_configuration_is_refused_and_changes_nothing(undisturbed: tuple
     config = small_config(data__source="packed", data__dir=str(pack), seed=7, augment__flip=True)
     with pytest.raises(ValueError, match="another configuration") as refused:
         train(config, workdir)
-    assert "seed is 0 there and 7 now" in str(refused.value)
+    assert "seed is 3 there and 7 now" in str(refused.value)
     assert "augment.flip is False there and True now" in str(refused.value)
     assert digests(workdir) == before
 
