@@ -1,9 +1,9 @@
-"""`python -m benchmarks NAME`: measures one table, prints it as Markdown, and writes it as JSON.
+"""`python -m benchmarks NAME`: measures one thing, prints it as Markdown, and writes it as JSON.
 
-    python -m benchmarks patch_sum             the patch sum's kernels, compared with XLA and PyTorch
-    python -m benchmarks step --json=step.json the whole joint step, compared with the same model in PyTorch
-    python -m benchmarks compile --topology=v5e:2x2   what the compiler estimates for chips that need not be here
-    python -m benchmarks device --pack=packs/food256 --out=OUT --pretrain_steps=2000 --joint_steps=2000
+    python -m benchmarks patch_sum                   the patch sum's kernels, compared with XLA and PyTorch
+    python -m benchmarks step --json=step.json       the whole joint step, compared with the same model in PyTorch
+    python -m benchmarks compile --topology=v5e:2x2  what the compiler estimates for chips that need not be here
+    python -m benchmarks NAME --help                 describes one
 
 The comparisons need PyTorch (pip install torch==2.13.0); without it their columns are left out. Nothing else should run
 on the machine meanwhile. Its load at the start is recorded with the numbers.
@@ -12,82 +12,84 @@ on the machine meanwhile. Its load at the start is recorded with the numbers.
 import importlib
 import json
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from absl import app, flags
-from ml_collections import config_flags
+from benchmarks import measure
+from colorjax.cli.arguments import Parser, did_you_mean, number
+from colorjax.cli.errors import UsageError, run_command
 
 # JAX and PyTorch share the GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-TABLES = ("patch_sum", "relation", "attention", "step", "input", "startup", "growth")
-NAMES = (*TABLES, "compile", "device")
+TABLES = ("patch_sum", "relation", "attention", "step", "input", "startup", "growth", "compile", "device")
+"""Modules with a TITLE and a function `rows`; some add arguments of their own."""
 
-_JSON = flags.DEFINE_string("json", None, "File for the rows as JSON, with versions and device.")
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs, of which the median is reported.", lower_bound=1)
-_QUICK = flags.DEFINE_bool("quick", False, "Run all of the code with the least work; the numbers mean nothing.")
-_PACK = flags.DEFINE_string("pack", "", "A pack of 256-pixel photos (colorjax data); by default the sample.")
-_PHOTOS = flags.DEFINE_string("photos", "", "A folder of photo files for `input`; by default made from the sample.")
-_OUT = flags.DEFINE_string("out", "", "Folder for the tables and the run of `device`.")
-_PRETRAIN_STEPS = flags.DEFINE_integer("pretrain_steps", 0, "Pretraining steps of the run of `device`.")
-_JOINT_STEPS = flags.DEFINE_integer("joint_steps", 0, "Joint steps of the run of `device`; 0 leaves the run out.")
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", "v5e:2x2", "Chips that `compile` compiles for, by commas: v5e:2x2, h100:1, …"
-)
-_PROGRAMS = flags.DEFINE_string(
-    "programs",
-    "joint",
-    "What `compile` compiles, by commas: joint, pretrain, evaluate, predict; or parts of the joint step: "
-    "augmentation, patch_attention, output_attention, color_loss.",
-)
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/paper.py", "The configuration that `compile` compiles.")
-_PER_CHIP = flags.DEFINE_integer(
-    "per_chip", 0, "Photos a chip for `compile`; 0 is the stage's batch_size for each chip."
-)
-_CLASSES = flags.DEFINE_integer("classes", 101, "Class labels for `compile`.")
+SCRIPTS = ("colors", "predict", "export")
+"""Modules with a function `run`, which prints and writes what it finds itself."""
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) != 2 or argv[1] not in NAMES:
-        raise app.UsageError(f"name one of {', '.join(NAMES)}, not {argv[1:]}")
-    if argv[1] == "compile":
-        from benchmarks.compile import prepare_environment
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs the benchmark that the arguments name, and exits: see `colorjax.cli.main`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(run_command(lambda: _run(arguments), debug="--debug" in arguments))
 
-        prepare_environment(_TOPOLOGY.value)
-    from benchmarks import measure
+
+def make_parser(name: str) -> tuple[Parser, Any]:
+    """The parser of a benchmark's arguments, and its module."""
+    module = importlib.import_module(f"benchmarks.{name}")
+    description, _, examples = str(module.__doc__).partition("\n\n    ")
+    parser = Parser(
+        f"python -m benchmarks {name}",
+        description=description,
+        examples=examples.partition("\n\n")[0] or f"python -m benchmarks {name} --json={name}.json",
+    )
+    if hasattr(module, "add_arguments"):
+        module.add_arguments(parser)
+    parser.add_argument("--repeats", type=number(int, 1), default=10, metavar="N", help="timed runs; the median counts")
+    if name in TABLES:
+        parser.add_argument("--json", metavar="FILE", help="file for the rows as JSON, with versions and device")
+        parser.add_argument("--quick", action="store_true", help="run all code with the least work; no number counts")
+    parser.add_argument("--debug", action="store_true", help="show an error's traceback")
+    return parser, module
+
+
+def _run(arguments: list[str]) -> None:
+    name, *rest = arguments or ["--help"]
+    if name in ("--help", "-h"):
+        print(f"{__doc__}\nNAME is one of {', '.join(TABLES + SCRIPTS)}.")
+        return
+    if name not in TABLES + SCRIPTS:
+        close = did_you_mean(name, TABLES + SCRIPTS) or f"; there are {', '.join(TABLES + SCRIPTS)}"
+        raise UsageError(f"{name!r} is not a benchmark{close}")
+    parser, module = make_parser(name)
+    args = parser.parse(rest)
+    if name == "compile":
+        module.prepare_environment(args.topology)
     from colorjax.cli.terminal import log_to_terminal
 
     log_to_terminal()
-    settings = measure.Settings(
-        repeats=1 if _QUICK.value else _REPEATS.value,
-        quick=_QUICK.value,
-        pack=_PACK.value,
-        photos=_PHOTOS.value,
-        out=_OUT.value,
-        pretrain_steps=_PRETRAIN_STEPS.value,
-        joint_steps=_JOINT_STEPS.value,
-        topology=_TOPOLOGY.value,
-        programs=_PROGRAMS.value,
-        config=_CONFIG.value,
-        per_chip=_PER_CHIP.value,
-        classes=_CLASSES.value,
-    )
-    record: dict[str, Any] = {"environment": measure.environment() | {"quick": settings.quick}}
-    table = importlib.import_module(f"benchmarks.{argv[1]}")
-    record["title"] = table.TITLE
-    record["rows"] = table.rows(settings)
+    if name in SCRIPTS:
+        module.run(args)
+        return
+    if args.quick:
+        args.repeats = 1
+    record: dict[str, Any] = {"environment": measure.environment() | {"quick": args.quick}}
+    record["title"] = module.TITLE
+    record["rows"] = module.rows(args)
     shown = record["environment"]
     flat = [{name: value for name, value in row.items() if not isinstance(value, list)} for row in record["rows"]]
-    print(f"\n{table.TITLE}\n\n{measure.markdown(flat)}\n")
+    print(f"\n{module.TITLE}\n\n{measure.markdown(flat)}\n")
     print(
         f"{shown['command']}: {shown['device']}, {shown['cores']} cores, load {shown['load']:.1f}, {shown['versions']}"
     )
-    if settings.quick:
+    if args.quick:
         print("quick: these numbers mean nothing")
-    if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(record, indent=2) + "\n")
+    if args.json:
+        Path(args.json).write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

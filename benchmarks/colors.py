@@ -1,45 +1,49 @@
 """Measures choices in prediction: up-sampling, aspect ratio and working size; and the effect of hint and style.
 
-    python benchmarks/colors.py --checkpoint=runs/food64 --pack=packs/food64
+    python -m benchmarks colors --checkpoint=runs/food64 --pack=packs/food64
 
 It prints four tables. All distances are in ab, averaged over pixels and photos. The first table uses scikit-image's
 photos, the others the pack's first test photos, which the colorizer has not seen in training.
 """
 
+import argparse
 import importlib.resources
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import skimage.color
-from absl import app, flags
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from colorjax import color, data
-from colorjax.cli.terminal import log_to_terminal
+from colorjax.cli.arguments import CHECKPOINT, Parser, number
 from colorjax.evaluation.tables import markdown_table
 from colorjax.model.program import build_program
 from colorjax.photos import resample
 from colorjax.photos.predictor import Prediction, Predictor
+from colorjax.run.locate import locate
 from colorjax.run.trained import load_trained
-
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The --workdir of train.py.", required=True)
-_PACK = flags.DEFINE_string("pack", None, "A pack of its data (colorjax data).", required=True)
-_PHOTOS = flags.DEFINE_integer("photos", 128, "Test photos of the pack.")
 
 _NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "ihc.png", "retina.jpg")
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    log_to_terminal()
-    predictor = Predictor(_CHECKPOINT.value)
-    photos = pack_photos(predictor)
+def add_arguments(parser: Parser) -> None:
+    """Adds the arguments."""
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT)
+    add("--pack", required=True, metavar="DIR", help="a pack of its data")
+    add("--photos", type=number(int, 2), default=128, metavar="N", help="test photos of the pack")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the tables."""
+    predictor = Predictor(args.checkpoint)
+    photos = pack_photos(predictor, args.pack, count=args.photos)
     print(
-        up_sampling(), aspect_ratios(photos), working_sizes(predictor, photos), steering(predictor, photos), sep="\n\n"
+        up_sampling(),
+        aspect_ratios(args.checkpoint, photos),
+        working_sizes(predictor, args.checkpoint, photos),
+        steering(predictor, photos),
+        sep="\n\n",
     )
 
 
@@ -65,9 +69,9 @@ def up_sampling() -> str:
     )
 
 
-def aspect_ratios(photos: np.ndarray) -> str:
+def aspect_ratios(checkpoint: str, photos: np.ndarray) -> str:
     """Crops squeezed into the trained square, compared with crops at their own aspect ratio and equal area."""
-    loaded = load_trained(_CHECKPOINT.value)
+    loaded = load_trained(locate(checkpoint))
     config, size = loaded.config, loaded.config.data.image_size
     program = build_program(config, "joint", classes=len(loaded.class_names))
 
@@ -100,7 +104,7 @@ def aspect_ratios(photos: np.ndarray) -> str:
     return markdown_table(["crop, width:height", "to the truth, squeezed", "at its own aspect ratio"], rows)
 
 
-def working_sizes(predictor: Predictor, photos: np.ndarray) -> str:
+def working_sizes(predictor: Predictor, checkpoint: str, photos: np.ndarray) -> str:
     """How much the colors change with the working size."""
     trained = predictor.config.data.image_size
     # The truth at the trained size, at which all are compared.
@@ -109,7 +113,7 @@ def working_sizes(predictor: Predictor, photos: np.ndarray) -> str:
     rows = []
     for factor in (1.0, 0.5, 0.75, 1.5, 2.0, 3.0):
         size = max(32, round(trained * factor / 8) * 8)
-        made = Predictor(_CHECKPOINT.value, size=size).predict(list(photos))
+        made = Predictor(checkpoint, size=size).predict(list(photos))
         ab = np.stack([_resized(p.ab(), trained, trained, Image.Resampling.BILINEAR) for p in made])
         reference = ab if reference is None else reference
         shift = np.linalg.norm((ab - reference).mean(axis=(1, 2)), axis=-1).mean()
@@ -135,11 +139,11 @@ def steering(predictor: Predictor, photos: np.ndarray) -> str:
     return markdown_table([f"chroma {_chroma(ab):.1f}", "moved", "probability of the class"], rows)
 
 
-def pack_photos(predictor: Predictor) -> np.ndarray:
+def pack_photos(predictor: Predictor, pack: str, *, count: int) -> np.ndarray:
     """The pack's first test photos, whose order is random: uint8 [N, S, S, 3]."""
     config = predictor.config.copy_and_resolve_references().unlock()
-    config.data.source, config.data.dir = "packed", _PACK.value
-    return next(iter(data.eval_batches(config.data, "test", batch_size=_PHOTOS.value)))["image"]
+    config.data.source, config.data.dir = "packed", pack
+    return next(iter(data.eval_batches(config.data, "test", batch_size=count)))["image"]
 
 
 def _stacked(predictions: list[Prediction]) -> np.ndarray:
@@ -157,7 +161,3 @@ def _chroma(ab: np.ndarray) -> float:
 def _resized(x: np.ndarray, height: int, width: int, method: Image.Resampling) -> np.ndarray:
     channels = [np.ascontiguousarray(x[..., i], np.float32) for i in range(x.shape[-1])]
     return np.stack([np.asarray(Image.fromarray(c).resize((width, height), method)) for c in channels], axis=-1)
-
-
-if __name__ == "__main__":
-    app.run(main)

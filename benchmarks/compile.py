@@ -10,15 +10,19 @@ GPUs in one host.
 # The plugins need not be installed.
 # pyright: reportMissingImports=false
 
+import argparse
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
 from benchmarks import hlo
 from benchmarks.measure import REPOSITORY, Row, Settings
+from colorjax.cli import configuration
+from colorjax.cli.arguments import Parser, listed, number
+from colorjax.cli.errors import UsageError, one_line
 
 TITLE = "What the compilers say: estimates, nothing is measured"
 
@@ -66,27 +70,56 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 patch: 0 } device_des
 """
 
 
-def prepare_environment(topology: str) -> None:
+def add_arguments(parser: Parser) -> None:
+    """Adds the arguments."""
+    configuration.add_arguments(parser, default="configs/paper.py")
+    add = parser.add_argument
+    add("--topology", type=listed(_topology), default="v5e:2x2", metavar="NAMES", help="chips, by commas")
+    add(
+        "--programs",
+        type=listed(_program_name),
+        default="joint",
+        metavar="NAMES",
+        help=f"what is compiled, by commas: {', '.join(PROGRAMS)}; or parts of the joint step: {', '.join(PIECES)}",
+    )
+    add("--per-chip", type=number(int, 0), default=0, metavar="N", help="photos a chip; 0 is the stage's batch_size")
+    add("--classes", type=number(int, 1), default=101, metavar="N", help="class labels")
+
+
+def _topology(text: str) -> str:
+    if text.partition(":")[0] not in CHIPS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a topology; the chips are {', '.join(CHIPS)}, as in v5e:2x2")
+    return text
+
+
+def _program_name(text: str) -> str:
+    if text not in PROGRAMS + PIECES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a program; there are {', '.join(PROGRAMS + PIECES)}")
+    return text
+
+
+def prepare_environment(topologies: Iterable[str]) -> None:
     """Sets the environment variables that must be set before JAX is imported.
 
     JAX then ignores this machine's accelerators, and libtpu does not look for a TPU host.
 
     Args:
-        topology: one or more, separated by commas.
+        topologies: what is compiled for.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    if "v5e" in topology:
+    if any(topology.startswith("v5e") for topology in topologies):
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
 
 
 def rows(settings: Settings) -> list[Row]:
     """Compiles each program for each topology; also prints the most expensive operations, which the JSON has too."""
+    config = configuration.load(settings.config, settings.overrides)
     found = []
-    for topology in settings.topology.split(","):
-        for program in settings.programs.split(","):
-            row = compiled_row(topology, program, settings.config, per_chip=settings.per_chip, classes=settings.classes)
+    for topology in settings.topology:
+        for program in settings.programs:
+            row = compiled_row(topology, program, config, per_chip=settings.per_chip, classes=settings.classes)
             print(_most_expensive(row), flush=True)
             found.append(row)
     return found
@@ -181,8 +214,8 @@ def analysis(text: str, chip: Chip, *, root: str = f"{REPOSITORY}/") -> Row:
     row: Row = unit | {"estimated ms": 1e3 * total / (chip.clock or chip.bandwidth), "kernels": int(kernels)}
     if chip.clock:
         row["kernels without estimate"] = int(unknown)
-    for kind, (number, size) in sorted(collectives.items()):
-        row |= {f"{kind}s": int(number), f"{kind} MB": size / 1e6}
+    for kind, (times, size) in sorted(collectives.items()):
+        row |= {f"{kind}s": int(times), f"{kind} MB": size / 1e6}
     row["operations"] = [
         {
             "share": cost / total,
@@ -216,15 +249,19 @@ def _mesh(topology: str) -> Any:
     from jax.sharding import AxisType, Mesh
 
     kind, _, shape = topology.partition(":")
-    if CHIPS[kind].clock:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    else:
-        import jax_plugins.xla_cuda13  # noqa: F401  # makes the platform known
+    extra = "tpu" if CHIPS[kind].clock else "cuda13"
+    try:
+        if extra == "tpu":
+            described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        else:
+            import jax_plugins.xla_cuda13  # noqa: F401  # makes the platform known
 
-        jax.devices()
-        described = topologies.get_topology_desc(
-            platform="cuda", topology_name="", target_config=_H100, topology=f"1x1x{shape or 1}"
-        )
+            jax.devices()
+            described = topologies.get_topology_desc(
+                platform="cuda", topology_name="", target_config=_H100, topology=f"1x1x{shape or 1}"
+            )
+    except (RuntimeError, ImportError) as error:
+        raise UsageError(f'--topology is {topology}; it needs pip install "jax[{extra}]": {one_line(error)}') from error
     return Mesh(np.array(described.devices), ("data",), axis_types=(AxisType.Auto,))
 
 

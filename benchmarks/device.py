@@ -1,6 +1,6 @@
 """Checks an accelerator with one command: correctness, speed, and a training run.
 
-    python -m benchmarks device --pack=packs/food256 --out=OUT --pretrain_steps=2000 --joint_steps=2000
+    python -m benchmarks device --pack=packs/food256 --out=OUT --pretrain-steps=2000 --joint-steps=2000
 
 It needs neither TensorFlow nor a network connection. `OUT/device.json` is written after every result: versions, device,
 the largest deviations of the patch sum and the attention from float64 references on the host, the tables, and the
@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks import attention, measure, patch_sum, relation, san_kernels, step
 from benchmarks.joint import config as joint_config
 from benchmarks.measure import Row, Settings
+from colorjax.cli.arguments import Parser, number
 from colorjax.evaluation.evaluate import evaluate
 from colorjax.ops import patch_sum as patch_sum_op
 from colorjax.ops.softmax_attention import dot_product_attention
@@ -27,11 +28,18 @@ from colorjax.training.loop import train
 TITLE = "Results on this device"
 
 
+def add_arguments(parser: Parser) -> None:
+    """Adds the table's arguments."""
+    step.add_arguments(parser)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for what is found, and for the run")
+    add("--pretrain-steps", type=number(int, 0), default=0, metavar="N", help="pretraining steps of the run")
+    add("--joint-steps", type=number(int, 0), default=0, metavar="N", help="joint steps; 0 leaves the run out")
+
+
 def rows(settings: Settings) -> list[Row]:
     """Names and values of all results but the tables, which are printed at once."""
-    if not settings.out:
-        raise ValueError("device writes what it finds as it goes: give it --out=DIR")
-    out = Path(settings.out)
+    out = settings.out
     out.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = measure.environment()
 
@@ -112,7 +120,7 @@ def run(settings: Settings) -> dict[str, dict[str, float]]:
     config = joint_config(batch=8, pack=settings.pack).unlock()
     config.pretrain.steps = settings.pretrain_steps
     config.joint.steps = settings.joint_steps
-    workdir = Path(settings.out) / "run"
+    workdir = settings.out / "run"
     train(config.lock(), workdir)
     return evaluate(workdir)
 

@@ -1,6 +1,6 @@
 """Compares exported programs with the model itself: outputs and speed.
 
-    python benchmarks/export.py --config=configs/paper.py --out=OUT --sizes=224,448 --batches=1,8
+    python -m benchmarks export --config=configs/paper.py --out=OUT --sizes=224,448 --batches=1,8
 
 It needs onnx and onnxruntime. `OUT/export.json` holds, for each size and batch, the median seconds of the model under
 jax.jit, of its StableHLO program, and of ONNX Runtime on the CPU, each with its default number of threads, and the
@@ -8,6 +8,7 @@ largest differences from the model in ab and in the class logits. The parameters
 names a run; the speed does not depend on them.
 """
 
+import argparse
 import importlib.metadata
 import json
 import platform
@@ -15,38 +16,41 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import onnxruntime
-from absl import app, flags
 from jax import export as jax_export
-from ml_collections import ConfigDict, config_flags
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from ml_collections import ConfigDict
 
 from colorjax import color, data
+from colorjax.cli import configuration
+from colorjax.cli.arguments import CHECKPOINT, Parser, folder, listed, number
 from colorjax.export import onnx_graph
 from colorjax.export.stablehlo import LEAST_TEMPERATURE, to_stablehlo
 from colorjax.model.program import init_model
+from colorjax.run.locate import locate
 from colorjax.run.trained import Trained, load_trained
-
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/paper.py", "The model, if --workdir is not given.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "A run, or an exported folder.")
-_OUT = flags.DEFINE_string("out", None, "Folder for export.json.", required=True)
-_SIZES = flags.DEFINE_list("sizes", ["224"], "Heights and widths in pixels.")
-_BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Batch sizes.")
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs, of which the median is reported.")
 
 Outputs = dict[str, Any]
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    trained = load_trained(_WORKDIR.value) if _WORKDIR.value else _untrained(_CONFIG.value)
-    out = Path(_OUT.value)
+def add_arguments(parser: Parser) -> None:
+    """Adds the arguments."""
+    configuration.add_arguments(parser, default="configs/paper.py")
+    add = parser.add_argument
+    add("--workdir", metavar="DIR", help=f"{CHECKPOINT}; by default --config's model, untrained")
+    add("--out", type=folder, required=True, metavar="DIR", help="folder for export.json")
+    add("--sizes", type=listed(number(int, 32)), default="224", metavar="N,…", help="heights and widths in pixels")
+    add("--batches", type=listed(number(int, 1)), default="1,8", metavar="N,…", help="batch sizes")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints and writes a row for each size and batch."""
+    config = configuration.load(args.config, args.overrides)
+    trained = load_trained(locate(args.workdir)) if args.workdir else _untrained(config)
+    out = args.out
     out.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
@@ -57,11 +61,11 @@ def main(argv: list[str]) -> None:
     }
     programs = {"model": _model(trained), "stablehlo": _stablehlo(trained), "onnxruntime": _onnxruntime(trained)}
     temperature = np.asarray(trained.config.decode.temperature, np.float32)
-    for size in map(int, _SIZES.value):
-        for batch in map(int, _BATCHES.value):
+    for size in args.sizes:
+        for batch in args.batches:
             inputs = _lightness(batch, size), _lightness(batch, trained.config.data.image_size), temperature
             answers = {name: program(*inputs) for name, program in programs.items()}
-            seconds = {name: _seconds(program, *inputs) for name, program in programs.items()}
+            seconds = {name: _seconds(program, *inputs, repeats=args.repeats) for name, program in programs.items()}
             differences = {
                 name: {key: float(np.abs(answer[key] - answers["model"][key]).max()) for key in ("ab", "class_logits")}
                 for name, answer in answers.items()
@@ -114,15 +118,11 @@ def _lightness(batch: int, size: int) -> np.ndarray:
     return np.asarray(color.rgb_to_lab(next(batches)["image"]))[..., :1]
 
 
-def _seconds(program: Callable[..., Outputs], *inputs: np.ndarray) -> float:
+def _seconds(program: Callable[..., Outputs], *inputs: np.ndarray, repeats: int) -> float:
     program(*inputs)
     times = []
-    for _ in range(_REPEATS.value):
+    for _ in range(repeats):
         start = time.perf_counter()
         program(*inputs)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-if __name__ == "__main__":
-    app.run(main)

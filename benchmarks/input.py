@@ -15,6 +15,7 @@ from benchmarks import measure
 from benchmarks.joint import JointStep, config, small_config
 from benchmarks.measure import Row, Settings
 from colorjax import data
+from colorjax.cli.arguments import Parser
 from colorjax.data.packed import write_pack
 from colorjax.run import sharding
 
@@ -22,6 +23,11 @@ TITLE = "Input: photos a second without a step, and the step on photographs over
 
 _PHOTO_PIXELS = 512  # the longer side of Food-101's files
 _PHOTOS = 256  # files made from the sample, if no folder is given
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the table's arguments."""
+    parser.add_argument("--photos", metavar="DIR", help="a folder of photo files; by default made from the sample")
 
 
 def rows(settings: Settings) -> list[Row]:

@@ -3,6 +3,7 @@
 # The peers' packages need not be installed.
 # pyright: reportMissingImports=false
 
+import argparse
 import ctypes
 import gc
 import importlib.metadata
@@ -17,7 +18,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from colorjax.cli.errors import UsageError
 
 Row = dict[str, Any]
 """One line of a table: column -> text or number."""
@@ -27,31 +30,8 @@ _WARM_UPS = 2
 _PAUSE = 0.02  # seconds until the previous run's threads stop spinning
 
 
-class Settings(NamedTuple):
-    """The command line's settings.
-
-    Attributes:
-        repeats: timed runs of each form, of which the median counts.
-        quick: the least work that goes through all the code; its numbers mean nothing.
-        pack: a pack of 256-pixel photos (`python -m colorjax data`), or "".
-        photos: a folder of photo files (`config.data.source` "folder"), or "".
-        out: where `device` writes, or "".
-        pretrain_steps, joint_steps: of the run that `device` trains.
-        topology, programs, config, per_chip, classes: of `compile`.
-    """
-
-    repeats: int
-    quick: bool
-    pack: str = ""
-    photos: str = ""
-    out: str = ""
-    pretrain_steps: int = 0
-    joint_steps: int = 0
-    topology: str = ""
-    programs: str = ""
-    config: Any = None
-    per_chip: int = 0
-    classes: int = 101
+Settings = argparse.Namespace
+"""A benchmark's arguments: `repeats`, of a table also `quick`, and what its `add_arguments` adds."""
 
 
 def race(forms: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, float]:
@@ -111,7 +91,7 @@ def torch_device() -> str:
     """The device for PyTorch: the same as JAX's.
 
     Raises:
-        RuntimeError: if JAX has a GPU and PyTorch sees none, since a comparison would mean nothing.
+        UsageError: if JAX has a GPU and PyTorch sees none, since a comparison would mean nothing.
     """
     import jax
     import torch
@@ -119,7 +99,7 @@ def torch_device() -> str:
     if jax.default_backend() == "cpu":
         return "cpu"
     if not torch.cuda.is_available():
-        raise RuntimeError(
+        raise UsageError(
             f"JAX runs on {jax.devices()[0].device_kind} and PyTorch {torch.__version__} sees no GPU: install its CUDA "
             "build, or compare on the CPU with JAX_PLATFORMS=cpu"
         )

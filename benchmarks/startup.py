@@ -15,8 +15,8 @@ TITLE = "Start-up: seconds from the start of the process, its end included"
 IMPORTS = {
     "import jax": "import jax",
     "import colorjax": "import colorjax",
-    "from colorjax import models": "from colorjax import models",
-    "from colorjax import training": "from colorjax import training",
+    "from colorjax.model import colorizer": "from colorjax.model import colorizer",
+    "from colorjax.training import loop": "from colorjax.training import loop",
     "from flax import nnx": "from flax import nnx",
 }
 

@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks import measure
 from benchmarks.joint import JointStep, config
 from benchmarks.measure import Row, Settings
+from colorjax.cli.arguments import Parser
 
 TITLE = "The joint step of the paper's model on one repeated batch"
 
@@ -30,6 +31,11 @@ _TORCH_FORMS = {
     "torch.compile": {"channels_last": False, "compile": True},
     "torch.compile, channels last": {"channels_last": True, "compile": True},
 }
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the table's arguments."""
+    parser.add_argument("--pack", default="", metavar="DIR", help="a pack of 256-pixel photos; by default the sample")
 
 
 def rows(settings: Settings) -> list[Row]:

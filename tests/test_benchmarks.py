@@ -1,4 +1,4 @@
-"""The benchmarks' peer: PyTorch's model is colorjax's, number by number."""
+"""The benchmarks' command line, and their peer: PyTorch's model is colorjax's, number by number."""
 
 from typing import Any
 
@@ -8,12 +8,44 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks import __main__ as benchmarks
 from colorjax.model.colorizer import Colorizer, parameter_count
 from colorjax.model.program import build_program, init_model
 from colorjax.training import losses
 from configs import paper
 
 CLASSES = 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["steep"], "'steep' is not a benchmark; did you mean step?"),
+        (["xyz"], "'xyz' is not a benchmark; there are patch_sum, relation"),
+        (["step", "--repeats=0"], "--repeats: '0' is not a whole number of 1 or more"),
+        (["step", "--joint-steps=1"], "--joint-steps is not an argument of python -m benchmarks step"),
+        (["device"], "the following arguments are required: --out"),
+        (["compile", "--topology=v5e:2x2,abacus:1"], "--topology: 'abacus:1' is not a topology; the chips are v4, v5e"),
+        (["compile", "--programs=joined"], "--programs: 'joined' is not a program; there are joint, pretrain"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        benchmarks.main(arguments)
+    assert exit.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("name", benchmarks.TABLES + benchmarks.SCRIPTS)
+def test_every_benchmark_describes_itself_and_is_listed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    parser, module = benchmarks.make_parser(name)
+    assert hasattr(module, "rows" if name in benchmarks.TABLES else "run")
+    assert f"python -m benchmarks {name}" in parser.format_help()
+    with pytest.raises(SystemExit):
+        benchmarks.main([])
+    assert name in capsys.readouterr().out
 
 
 def test_pytorchs_model_has_as_many_parameters() -> None:

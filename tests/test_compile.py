@@ -172,7 +172,7 @@ def test_a_small_joint_step_compiles_for_tpus_and_gathers_no_batch(tmp_path: Pat
     pytest.importorskip("libtpu", reason='needs pip install "jax[tpu]"')
     found = tmp_path / "compile.json"
     small = {"data.image_size": 32, "data.resolution": 40, "model.width": 0.25, "model.dtype": "bfloat16"}
-    options = ["--topology=v5e:2x2", "--programs=joint", "--per_chip=8", f"--json={found}"]
+    options = ["--topology=v5e:2x2", "--programs=joint", "--per-chip=8", f"--json={found}"]
     options += [f"--config.{name}={value}" for name, value in small.items()]
     subprocess.run(
         [sys.executable, "-m", "benchmarks", "compile", *options],

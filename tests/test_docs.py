@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from test_layout import OWNERS
 
+from benchmarks import __main__ as benchmarks
 from colorjax.cli import COMMANDS, arguments, configuration
 from colorjax.evaluation.summary import METRICS
 from colorjax.study import rows
@@ -26,7 +27,7 @@ from colorjax.study import rows
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PARENTS = ("", "configs", "tests", "colorjax", "colorjax/ops", "colorjax/model", "colorjax/evaluation")
-PATHS = (arguments.existing_run, arguments.folder, arguments.workdir)
+PATHS = (arguments.folder, arguments.workdir)
 
 
 def fenced(page: Path) -> Iterator[tuple[str, str]]:
@@ -81,7 +82,7 @@ def test_commands_exist_and_take_their_flags(page: Path, monkeypatch: pytest.Mon
     for name, *words in colorjax_arguments(page):
         assert name in COMMANDS
         module = importlib.import_module(f"colorjax.cli.{name}")
-        parser = arguments.Parser(name, description=module.DESCRIPTION, examples=module.EXAMPLES)
+        parser = arguments.Parser(f"colorjax {name}", description=module.DESCRIPTION, examples=module.EXAMPLES)
         module.add_arguments(parser)
         for action in parser._actions:
             if action.type in PATHS:
@@ -100,9 +101,12 @@ def test_every_command_is_documented() -> None:
 def test_benchmarks_exist_and_take_their_flags(page: Path) -> None:
     for words in shell_commands(page):
         if words[:3] == ["python", "-m", "benchmarks"]:
-            script = ROOT / "benchmarks" / "__main__.py"
-            assert words[3] == "NAME" or (ROOT / "benchmarks" / f"{words[3]}.py").exists(), words
-        elif words[0] == "python" and words[1].startswith("benchmarks/"):
+            parser, _ = benchmarks.make_parser("step" if words[3] == "NAME" else words[3])
+            args = parser.parse(words[4:])
+            if getattr(args, "config", None):
+                configuration.load(args.config, args.overrides)
+            continue
+        if words[0] == "python" and words[1].startswith("benchmarks/"):
             script = ROOT / words[1]
         else:
             continue

@@ -59,7 +59,7 @@ def _run(arguments: list[str]) -> int | None:
         close = did_you_mean(name, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
         raise UsageError(f"{name!r} is not a command of colorjax{close}")
     module = importlib.import_module(f"colorjax.cli.{name}")
-    parser = Parser(name, description=module.DESCRIPTION, examples=module.EXAMPLES)
+    parser = Parser(f"colorjax {name}", description=module.DESCRIPTION, examples=module.EXAMPLES)
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show an error's traceback")
     return module.run(parser.parse(rest))

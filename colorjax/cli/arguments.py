@@ -21,14 +21,14 @@ class Parser(argparse.ArgumentParser):
     collected in `overrides`, a dict of text by field.
     """
 
-    def __init__(self, name: str, *, description: str, examples: str):
+    def __init__(self, command: str, *, description: str, examples: str):
         """Args:
-        name: of the command.
+        command: "colorjax train".
         description: what it does.
         examples: command lines, one a line.
         """
         super().__init__(
-            f"colorjax {name}",
+            command,
             description=description,
             epilog="examples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines()),
             formatter_class=_Help,
