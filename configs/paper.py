@@ -37,6 +37,7 @@ def get_config(row: str = "full") -> Any:
     c.model = m = ml_collections.ConfigDict()
     m.width = 1.0  # factor on all channel counts, 0.25 or more; 1 is Iizuka's table
     m.norm = "batch"  # batch (Iizuka) | group: normalization after every convolution but the last
+    m.norm_photos = 0  # photos that share the statistics of "batch", for example a device's; 0 is the whole batch
     m.dtype = "auto"  # float32 | bfloat16 | auto: activations; auto is bfloat16 on accelerators, where it is faster
     m.downsampling = "stride"  # stride (Iizuka's convolutions) | pool (2×2 maxima, SAN's)
     m.patch_attention = True  # whether a SAN bottleneck follows each resolution of the low-level network (paper)
@@ -61,6 +62,7 @@ def get_config(row: str = "full") -> Any:
 
     c.decode = ml_collections.ConfigDict()
     c.decode.temperature = 0.38  # of the annealed mean (Zhang): 0 takes the mode, 1 the mean
+    c.decode.uncertainty_temperature = 1.0  # divides the logits for the uncertainty; `evaluate --calibration` finds it
 
     c.pretrain = p = _stage()
     p.batch_size = 32  # photos a step, over all devices (paper)

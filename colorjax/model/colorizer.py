@@ -62,7 +62,7 @@ class Classifier(nnx.Module):
         if image_size % 8 or image_size < 32:
             raise ValueError(f"data.image_size is {image_size}; it must be a multiple of 8, at least 32")
         dtype = compute_dtype(config)
-        norm = networks.norm_factory(config.norm, dtype=dtype, rngs=rngs)
+        norm = networks.norm_factory(config.norm, photos=config.norm_photos, dtype=dtype, rngs=rngs)
         common = {"width": config.width, "norm": norm, "dtype": dtype, "rngs": rngs}
         self.low_level = networks.LowLevelFeatures(
             downsampling=config.downsampling,
@@ -98,7 +98,7 @@ class Colorizer(Classifier):
         if config.head not in ("bins", "ab"):
             raise ValueError(f"model.head is {config.head!r}; it must be 'bins' or 'ab'")
         dtype = compute_dtype(config)
-        norm = networks.norm_factory(config.norm, dtype=dtype, rngs=rngs)
+        norm = networks.norm_factory(config.norm, photos=config.norm_photos, dtype=dtype, rngs=rngs)
         common = {"width": config.width, "norm": norm, "dtype": dtype, "rngs": rngs}
         self.regression = config.head == "ab"
         self.mid_level = networks.MidLevelFeatures(**common)

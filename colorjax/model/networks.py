@@ -6,7 +6,7 @@ is 3×3 with zero padding 1, followed by a normalization and ReLU except at the 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,20 +24,61 @@ NormFactory = Callable[[int], nnx.Module]
 _he = nnx.initializers.he_normal()
 
 
-def norm_factory(kind: str, *, dtype: DTypeLike, rngs: nnx.Rngs) -> NormFactory:
+def norm_factory(kind: str, *, photos: int, dtype: DTypeLike, rngs: nnx.Rngs) -> NormFactory:
     """Makes the networks' normalizations: `batch` (Iizuka, SAN) or `group` (up to 32 groups, Wu & He 2018).
 
+    Args:
+        kind: `batch` or `group`.
+        photos: how many photos share BatchNorm's statistics; 0 is all photos of the batch.
+        dtype: of the result; statistics are float32.
+        rngs: for the parameters.
+
     Raises:
-        ValueError: if `kind` is another.
+        ValueError: if `kind` is another, or `photos` is negative.
     """
+    if photos < 0:
+        raise ValueError(f"model.norm_photos is {photos}; it must be 0, which is all of the batch, or more")
     if kind == "batch":
         # 0.9 averages over some ten steps, since the paper's joint stage has only 2,000.
-        return partial(nnx.BatchNorm, momentum=0.9, dtype=dtype, rngs=rngs)
+        factory = partial(GhostBatchNorm, photos=photos) if photos else nnx.BatchNorm
+        return partial(factory, momentum=0.9, dtype=dtype, rngs=rngs)
     if kind == "group":
         return lambda features: nnx.GroupNorm(
             features, num_groups=min(32, max(1, features // 4)), dtype=dtype, rngs=rngs
         )
     raise ValueError(f"model.norm is {kind!r}; it must be 'batch' or 'group'")
+
+
+class GhostBatchNorm(nnx.BatchNorm):
+    """BatchNorm in which each `photos` consecutive photos of a batch share statistics (Hoffer et al., NIPS 2017).
+
+    Where the photos of one device are a multiple of them, no statistics cross devices but those that are kept: the
+    running averages, which take the mean of the groups' means and variances.
+
+    Raises:
+        ValueError: when it trains, if `photos` does not divide the batch.
+    """
+
+    def __init__(self, num_features: int, *, photos: int, **options: Any):
+        super().__init__(num_features, **options)
+        self.photos = photos
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.use_running_average:
+            return super().__call__(x)
+        if len(x) % self.photos:
+            raise ValueError(f"model.norm_photos is {self.photos}, which does not divide a batch of {len(x)} photos")
+        groups = x.reshape(-1, self.photos, *x.shape[1:]).astype(jnp.float32)
+        mean, square = (y.mean(tuple(range(1, y.ndim - 1)), keepdims=True) for y in (groups, groups**2))
+        variance = jnp.maximum(square - mean**2, 0)
+        for kept, new in ((self.mean, mean), (self.var, variance)):
+            new = lax.stop_gradient(new.reshape(-1, self.num_features).mean(axis=0))
+            kept[...] = self.momentum * kept[...] + (1 - self.momentum) * new
+        assert self.scale is not None
+        assert self.bias is not None
+        scale, bias = (jnp.expand_dims(y[...], tuple(range(groups.ndim - 1))) for y in (self.scale, self.bias))
+        normalized = (groups - mean) * (lax.rsqrt(variance + self.epsilon) * scale) + bias
+        return normalized.reshape(x.shape).astype(self.dtype)
 
 
 class ConvBlock(nnx.Module):

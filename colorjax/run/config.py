@@ -17,7 +17,9 @@ STAGES = ("pretrain", "joint")
 ADDED_FIELDS = {
     "data.max_undecodable": MAX_UNDECODABLE,
     "data.teacher": "",
+    "model.norm_photos": 0,
     "loss.teacher_weight": 0.0,
+    "decode.uncertainty_temperature": 1.0,
     "pretrain.decay_steps": 0,
     "joint.decay_steps": 0,
 }
@@ -64,6 +66,7 @@ _RANGES = {
     "loss.class_weight": (0, math.inf),
     "loss.teacher_weight": (0, math.inf),
     "decode.temperature": (0, math.inf),
+    "decode.uncertainty_temperature": (1e-3, math.inf),
     **{f"{stage}.{field}": ends for stage in STAGES for field, ends in _STAGE_RANGES.items()},
 }
 

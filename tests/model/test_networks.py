@@ -151,7 +151,7 @@ def test_batch_norm_uses_the_batch_in_training_and_the_running_statistics_afterw
     block = networks.ConvBlock(
         3,
         8,
-        norm=networks.norm_factory("batch", dtype=jnp.float32, rngs=nnx.Rngs(0)),
+        norm=networks.norm_factory("batch", photos=0, dtype=jnp.float32, rngs=nnx.Rngs(0)),
         dtype=jnp.float32,
         rngs=nnx.Rngs(1),
     )
@@ -174,6 +174,48 @@ def test_group_norm_sees_each_photo_by_itself() -> None:
     np.testing.assert_allclose(model(l).class_logits[:1], model(l[:1]).class_logits, rtol=1e-4, atol=1e-5)
 
 
+def test_photos_that_share_statistics_are_normalized_as_a_batch_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(1, 2, (6, 4, 5, 3)), jnp.float32)
+    scale, bias = (jnp.asarray(rng.uniform(0.5, 1.5, 3), jnp.float32) for _ in range(2))
+    options: Any = {"momentum": 0.9, "dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+
+    def trained(norm: nnx.BatchNorm, x: jax.Array) -> tuple[Any, ...]:
+        assert norm.scale is not None
+        assert norm.bias is not None
+        norm.scale[...], norm.bias[...] = scale, bias
+        graph, state = nnx.split(norm)
+
+        def loss(x: jax.Array) -> tuple[jax.Array, Any]:
+            merged = nnx.merge(graph, state, copy=True)
+            y = merged(x)
+            return (y**3).sum(), (y, merged.mean[...], merged.var[...])
+
+        (_, (y, mean, var)), gradient = jax.value_and_grad(loss, has_aux=True)(x)
+        return y, gradient, mean, var
+
+    ours = networks.GhostBatchNorm(3, photos=2, **options)
+    y, gradient, mean, var = trained(ours, x)
+    alone = [trained(nnx.BatchNorm(3, **options), x[i : i + 2]) for i in (0, 2, 4)]
+    np.testing.assert_allclose(y, np.concatenate([a[0] for a in alone]), atol=1e-5)
+    np.testing.assert_allclose(gradient, np.concatenate([a[1] for a in alone]), atol=1e-4)
+    np.testing.assert_allclose(mean, np.mean([a[2] for a in alone], axis=0), rtol=1e-6)
+    np.testing.assert_allclose(var, np.mean([a[3] for a in alone], axis=0), rtol=1e-6)
+
+    with pytest.raises(ValueError, match=r"model\.norm_photos is 2, which does not divide a batch of 3 photos"):
+        ours(x[:3])
+    # A trained network normalizes any number of photos.
+    assert nnx.view(ours, use_running_average=True)(x[:3]).shape == (3, 4, 5, 3)
+
+
+def test_a_network_of_small_groups_has_the_parameters_of_another() -> None:
+    def shapes(photos: int) -> Any:
+        made = _abstract(lambda: Classifier(_config(norm_photos=photos), classes=7, image_size=32, rngs=nnx.Rngs(0)))
+        return Program.split(made)[1:]
+
+    assert shapes(8) == shapes(0)
+
+
 def test_the_networks_that_a_row_leaves_out_have_no_parameters() -> None:
     def names(row: str) -> tuple[set[str], set[str]]:
         made = _abstract(lambda: Colorizer(_config(row), classes=7, image_size=64, rngs=nnx.Rngs(0)))
@@ -190,6 +232,7 @@ def test_the_networks_that_a_row_leaves_out_have_no_parameters() -> None:
     ("field", "value", "message"),
     [
         ("norm", "layer", "model.norm is 'layer'; it must be 'batch' or 'group'"),
+        ("norm_photos", -1, "model.norm_photos is -1"),
         ("head", "rgb", "model.head is 'rgb'"),
         ("output_stride", 3, "model.output_stride is 3"),
         ("output_attention", "some", "model.output_attention is 'some'"),
@@ -225,7 +268,7 @@ def test_the_output_layers_sum_up_bfloat16_products_in_float32() -> None:
 
     def output_layer(network: Any, **options: Any) -> Any:
         rngs = nnx.Rngs(0)
-        norm = networks.norm_factory("batch", dtype=jnp.bfloat16, rngs=rngs)
+        norm = networks.norm_factory("batch", photos=0, dtype=jnp.bfloat16, rngs=rngs)
         return network(width=0.25, norm=norm, dtype=jnp.bfloat16, rngs=rngs, **options).output
 
     dense = _abstract(lambda: output_layer(networks.Classification, classes=7))
