@@ -150,9 +150,9 @@ def existing_run(text: str) -> Path:
     """
     from colorjax.run.locate import shipped_weights
 
-    path = workdir(text)
-    if not path.exists() and text in (shipped := shipped_weights()):
+    if text in (shipped := shipped_weights()):
         return shipped[text]
+    path = workdir(text)
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} does not exist; give the --workdir of a run")
     return path

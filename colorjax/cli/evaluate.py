@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from colorjax.cli.arguments import Parser, existing_run, listed, number
+from colorjax.cli.arguments import CHECKPOINT, Parser, listed, number
+from colorjax.cli.errors import as_usage_error
 
 DESCRIPTION = """Measures a trained model on a whole split: PSNR, SSIM, colorfulness, AuC, accuracy and others.
 
@@ -14,7 +15,7 @@ EXAMPLES = """
 colorjax evaluate --workdir=runs/paper
 colorjax evaluate --workdir=runs/paper --temperature=0.1,0.2,0.38
 colorjax evaluate --workdir=runs/paper --data-dir=~/food --split=validation --frechet
-colorjax evaluate --workdir=food101 --data-dir=packs/food101 --out=evaluation
+colorjax evaluate --data-dir=packs/food101 --out=evaluation
 """
 
 
@@ -22,15 +23,19 @@ def add_arguments(parser: Parser) -> None:
     """Adds the command's arguments."""
     add = parser.add_argument
     add(
+        "--checkpoint",
         "--workdir",
-        type=existing_run,
-        required=True,
-        metavar="DIR",
-        help="the --workdir of a training, an exported folder of tensors, or the name of weights that ship",
+        metavar="PATH",
+        help=f"the colorizer or classifier: {CHECKPOINT}; by default food101",
     )
     add("--split", default="test", choices=("train", "validation", "test"), help="which photos to measure")
     add("--data-dir", metavar="DIR", help="where the photos are; by default the training's config.data.dir")
-    add("--out", type=Path, metavar="DIR", help="folder for the results; by default WORKDIR/evaluation/SPLIT")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the results; by default evaluation/SPLIT in the checkpoint's folder",
+    )
     add(
         "--temperature",
         type=listed(number(float, 0, 1)),
@@ -52,11 +57,14 @@ def run(args: argparse.Namespace) -> None:
     from colorjax.cli.terminal import log_to_terminal
     from colorjax.evaluation.evaluate import evaluate
     from colorjax.run import compilation
+    from colorjax.run.locate import locate
 
     log_to_terminal()
+    with as_usage_error(FileNotFoundError, ValueError, flag="--checkpoint"):
+        folder = locate(args.checkpoint)
     compilation.keep_compiled_programs()
     evaluate(
-        args.workdir,
+        folder,
         split=args.split,
         data_dir=args.data_dir,
         out=args.out,

@@ -16,18 +16,20 @@ formats:
   onnx         the program with its parameters, for ONNX Runtime and others; needs `pip install onnx`
   hub          safetensors and a model card, for the Hugging Face Hub
 
-Each folder also has config.json and classes.json."""
+Each folder also has config.json and classes.json; safetensors, npz and hub have the colors of the training photos,
+prior.npz, by which `colorjax evaluate` measures them."""
 
 EXAMPLES = """
 colorjax export --checkpoint=runs/paper --format=safetensors --out=exported/paper
 colorjax predict old.jpg --checkpoint exported/paper --out colored
+colorjax export --format=onnx --out=exported/onnx
 """
 
 
 def add_arguments(parser: Parser) -> None:
     """Adds the command's arguments."""
     add = parser.add_argument
-    add("--checkpoint", "--workdir", required=True, metavar="PATH", help=f"the colorizer: {CHECKPOINT}")
+    add("--checkpoint", "--workdir", metavar="PATH", help=f"the colorizer: {CHECKPOINT}; by default food101")
     add("--format", required=True, choices=FORMATS, help="what to write")
     add("--out", type=Path, required=True, metavar="DIR", help="the new folder")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the tensors in files")
@@ -39,7 +41,11 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="compute BatchNorm's statistics anew over N training batches; averaged weights (ema) need some hundred",
     )
-    add("--data-dir", metavar="DIR", help="where the photos for that are; by default the training's config.data.dir")
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="the training photos, for new statistics and the model card; by default the training's config.data.dir",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

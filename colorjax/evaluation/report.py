@@ -81,19 +81,23 @@ def metrics_table(record: Mapping[str, Any]) -> str:
     return markdown_table(["metric", "model", *(["95 % interval"] if intervals else []), *others], lines)
 
 
+def sweep_table(record: Mapping[str, Any]) -> str:
+    """The means of the model at each temperature of metrics.json's `sweep`, as a Markdown table."""
+    names = [name for name in _SWEEP if all(name in row for row in record["sweep"].values())]
+    return markdown_table(
+        ["temperature", *(str(METRICS[name]) for name in names)],
+        [[t, *(row[name] for name in names)] for t, row in record["sweep"].items()],
+    )
+
+
 def as_text(record: Mapping[str, Any]) -> str:
     """The content of metrics.json for the terminal."""
     lines = [metrics_table(record)]
     if "sweep" in record:
-        names = [name for name in _SWEEP if all(name in row for row in record["sweep"].values())]
-        table = markdown_table(
-            ["temperature", *(str(METRICS[name]) for name in names)],
-            [[t, *(row[name] for name in names)] for t, row in record["sweep"].items()],
-        )
         agreeing = record["agreeing_temperature"]
         lines += [
             "",
-            table,
+            sweep_table(record),
             "Predicted and true colorfulness agree at none of these temperatures or between them: use a wider range."
             if agreeing is None
             else f"Predicted and true colorfulness agree at temperature {agreeing:.3g}.",

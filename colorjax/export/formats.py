@@ -2,7 +2,7 @@
 
 Every format is a new folder with config.json and classes.json, and in it:
 
-    safetensors, npz   the parameters (trained.save_trained)
+    safetensors, npz   the parameters and the prior (trained.save_trained)
     stablehlo          model.stablehlo, the program with its parameters, for JAX on CPU, CUDA and TPU
     onnx               model.onnx, the same for ONNX Runtime and others
     hub                safetensors and README.md, a model card: ready for the Hugging Face Hub
@@ -12,12 +12,12 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from colorjax import atomic
 from colorjax.export import model_card
 from colorjax.export.stablehlo import LEAST_TEMPERATURE, to_stablehlo
+from colorjax.run import portable
 from colorjax.run.locate import locate
 from colorjax.run.portable import MAX_SHARD_SIZE
-from colorjax.run.trained import load_trained, new_folder, save_trained
+from colorjax.run.trained import load_trained, new_folder, save_trained, write_trained
 from colorjax.training.statistics import training_statistics
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ def export(
         max_shard_size: of a safetensors file, in bytes.
         statistics_batches: number of training batches over which BatchNorm's statistics are computed anew
             (training/statistics.py); 0 keeps the statistics of the checkpoint.
-        data_dir: where the photos for that are; None is the run's own data.dir.
+        data_dir: where the training photos are, for new statistics and for the card's name of the data set; None is
+            the run's own data.dir.
 
     Raises:
         FileExistsError: if `out` holds something.
@@ -80,9 +81,10 @@ def export(
         with new_folder(trained, out) as partial:
             onnx.save(onnx_graph.build(trained, least_temperature=LEAST_TEMPERATURE), partial / "model.onnx")
     elif format == "hub":
-        card = model_card.render(trained, folder)
-        save_trained(trained, out, dtype=dtype, max_shard_size=max_shard_size)
-        atomic.write_text(out / "README.md", card)
+        with new_folder(trained, out) as partial:
+            write_trained(trained, partial, format="safetensors", dtype=dtype, max_shard_size=max_shard_size)
+            card = model_card.render(trained, folder, files=portable.files(partial), data_dir=data_dir)
+            (partial / "README.md").write_text(card)
     else:
         save_trained(trained, out, format=format, dtype=dtype, max_shard_size=max_shard_size)
     _log.info("%s: the colorizer of %s, step %d, as %s", out, folder, trained.step, format)

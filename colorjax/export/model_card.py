@@ -1,7 +1,9 @@
 """The model card of an exported colorizer, README.md for the Hugging Face Hub. It states only what was measured."""
 
+import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,24 @@ _DATA_SETS = {
 }
 
 
-def render(trained: Trained, workdir: Path) -> str:
+def render(
+    trained: Trained, workdir: Path, *, files: Sequence[Path], data_dir: str | Path | None = None, recipe: str = ""
+) -> str:
     """The card in Markdown, with its YAML front matter.
 
     Args:
         trained: what is exported.
         workdir: where it comes from. The card has the figures of its `evaluation/test/metrics.json` if that is of the
             same step, and otherwise states that there are none.
+        files: the exported files of tensors, whose checksums the card has.
+        data_dir: where the training photos are, for the name of the data set; None is the colorizer's own data.dir.
+        recipe: how to repeat the training, a section in Markdown; "" leaves it out.
     """
-    config = trained.config
-    name = _data_name(config)
+    config = trained.config.copy_and_resolve_references().unlock()
+    config.data.dir = config.data.dir if data_dir is None else str(data_dir)
+    info = _pack_info(config)
+    name = info.name if info else config.data.source
+    count = f"{info.sizes['train']:,} of " if info and "train" in info.sizes else ""
     unknown = f"the data set `{name}`", "", "The rights in the photographs are those of that data set."
     title, hub_name, rights = _DATA_SETS.get(name, unknown)
     record = _metrics(workdir, trained.step)
@@ -62,16 +72,16 @@ They are no evidence of what the scene looked like.** Where you show such a pict
 
 ## Limits
 
-- On subjects that are not in its training photographs (below), its colors mean nothing.
+- It knows {"food" if name == "food101" else "the subjects of its training photographs (below)"}; elsewhere it guesses.
 - Whole regions can have a wrong color.
 - The class scores are a by-product of training. They are not a reliable classifier.
 
 ## Training
 
-Photographs: {title}, as {size}×{size} pixels.
+Photographs: {count}{title}, as {size}×{size} pixels.
 {_pretraining(config)}
 All networks were then trained together, {trained.step:,} steps of {config.joint.batch_size} photographs.
-
+{recipe}
 ## Evaluation
 
 {_evaluation(record)}
@@ -87,7 +97,11 @@ predictor = Predictor(snapshot_download("OWNER/NAME"))
 ```
 
 Any program that reads safetensors can take the parameters: a tensor's key is the path of its network and layer with
-dots; kernels are `[height, width, in, out]` or `[in, out]`.
+dots; kernels are `[height, width, in, out]` or `[in, out]`. Every tensor has a CRC-32, which colorjax verifies.
+
+| file | bytes | SHA-256 |
+|---|--:|---|
+{_checksums(files)}
 
 ## Licenses
 
@@ -121,6 +135,11 @@ def _front_matter(hub_name: str, record: dict[str, Any] | None) -> str:
     return "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
 
 
+def _checksums(files: Sequence[Path]) -> str:
+    contents = {path.name: path.read_bytes() for path in files}
+    return "\n".join(f"| `{name}` | {len(x):,} | `{hashlib.sha256(x).hexdigest()}` |" for name, x in contents.items())
+
+
 def _pretraining(config: Any) -> str:
     if not config.joint.init_from and config.pretrain.steps == 0:
         return "All networks started from scratch."
@@ -131,13 +150,14 @@ def _pretraining(config: Any) -> str:
     )
 
 
-def _data_name(config: Any) -> str:
+def _pack_info(config: Any) -> data.DatasetInfo | None:
+    """What a pack was made from, which it alone knows; None for other sources, and if the pack is not here."""
     if config.data.source != "packed":
-        return config.data.source
+        return None
     try:
-        return data.dataset_info(config.data).name
+        return data.dataset_info(config.data)
     except (FileNotFoundError, ValueError):
-        return "packed"  # the pack is not here, and it alone knows what it was made from
+        return None
 
 
 def _metrics(workdir: Path, step: int) -> dict[str, Any] | None:
@@ -163,9 +183,15 @@ def _evaluation(record: dict[str, Any] | None) -> str:
     if record is None:
         return "This checkpoint has not been evaluated."
     # Here, since evaluation needs Orbax, and a folder without metrics does not.
-    from colorjax.evaluation.report import metrics_table
+    from colorjax.evaluation.report import metrics_table, sweep_table
 
-    return (
-        f"Measured on the center crops of {record['photos']:,} photographs of the {record['split']} split. Three "
-        f"baselines are reported: the annealed prior, the mean color and gray.\n\n{metrics_table(record)}"
+    text = (
+        f"Measured on the center crops of {record['photos']:,} photographs of the {record['split']} split, which were "
+        f"not trained on. Three baselines are reported: the annealed prior, the mean color and gray.\n\n"
+        f"{metrics_table(record)}"
     )
+    if "temperature" in record:
+        text += f"\n\nThe colors are decoded at temperature {record['temperature']:g}."
+    if "sweep" in record:
+        text += f" The model at other temperatures:\n\n{sweep_table(record)}"
+    return text

@@ -1,10 +1,17 @@
-"""Where a colorizer is: the workdir of a run, an exported folder, or weights that ship with the package."""
+"""Where a colorizer is: the workdir of a run, an exported folder, or weights that ship with the package.
 
+A name of shipped weights, such as `food101`, always means those weights, wherever the command is run. A folder of the
+same name is written `./food101`.
+"""
+
+import logging
 from pathlib import Path
 
 import colorjax
 from colorjax.run.config import STAGES
 from colorjax.run.workdir import config_file, local_path
+
+_log = logging.getLogger(__name__)
 
 SHIPPED = Path(colorjax.__file__).parent / "weights"
 """The folder of the weights that ship: one exported folder for each name."""
@@ -22,26 +29,31 @@ def locate(checkpoint: str | Path | None = None) -> Path:
     """The folder of a colorizer.
 
     Args:
-        checkpoint: the workdir of a run, an exported folder, or the name of shipped weights; None is `DEFAULT`. A
-            folder that exists goes before a name.
+        checkpoint: the name of shipped weights, the workdir of a run, or an exported folder; None is `DEFAULT`. Text
+            that is such a name means the shipped weights, even where there is a folder of that name: that folder is
+            "./food101", or Path("food101").
 
     Raises:
-        FileNotFoundError: if there is neither such a folder nor such a name.
+        FileNotFoundError: if there is neither such a name nor such a folder.
         ValueError: for a URL, or a folder inside a run.
     """
-    name = DEFAULT if checkpoint is None else str(checkpoint)
-    path = local_path(name)
-    if checkpoint is not None and path.is_dir():
-        if run := run_around(path):
-            raise ValueError(f"{checkpoint} is inside a run: did you mean the folder above, {run}?")
-        return path
     shipped = shipped_weights()
-    if name in shipped:
-        return shipped[name]
     known = f"shipped weights are {', '.join(shipped)}" if shipped else f"no weights are shipped in {SHIPPED}"
     if checkpoint is None:
-        raise FileNotFoundError(f"{known}: name a run's workdir or an exported folder")
-    if run := run_around(path):
+        if DEFAULT not in shipped:
+            raise FileNotFoundError(f"{known}: name a run's workdir or an exported folder")
+        return shipped[DEFAULT]
+    if isinstance(checkpoint, str) and checkpoint in shipped:
+        if config_file(Path(checkpoint)).is_file():
+            _log.warning("%s is the weights that ship; the folder of that name is ./%s", checkpoint, checkpoint)
+        return shipped[checkpoint]
+    path = local_path(checkpoint)
+    run = run_around(path)
+    if path.is_dir():
+        if run:
+            raise ValueError(f"{checkpoint} is inside a run: did you mean the folder above, {run}?")
+        return path
+    if run:
         raise FileNotFoundError(f"{checkpoint} does not exist: did you mean the folder above, {run}?")
     raise FileNotFoundError(f"{checkpoint} is neither a folder nor the name of shipped weights ({known})")
 

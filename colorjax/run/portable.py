@@ -39,6 +39,11 @@ def is_portable(path: Path) -> bool:
     return any((path / name).exists() for name in (SAFETENSORS, INDEX, NPZ))
 
 
+def files(folder: Path) -> list[Path]:
+    """The files of tensors in a folder, without an index, in the order of their names."""
+    return sorted((*folder.glob("model*.safetensors"), *folder.glob(NPZ)))
+
+
 def check_options(*, format: str, dtype: str, max_shard_size: int) -> None:
     """Refuses options that `write_tensors` cannot serve.
 
@@ -159,7 +164,7 @@ def _write_safetensors(folder: Path, tensors: Tensors, max_shard_size: int) -> N
         checksums = {key: _crc32(x) for key, x in shard.items()}
         save_file(shard, folder / name, metadata={"format": "flax", "crc32": json.dumps(checksums)})
         # The library's files are for their owner alone.
-        (folder / name).chmod(folder.stat().st_mode)
+        (folder / name).chmod(folder.stat().st_mode & 0o666)
 
 
 def _read_safetensors(path: Path) -> Tensors:

@@ -1,8 +1,8 @@
 """A trained colorizer: loaded from a run or from a portable folder, and saved as one.
 
 A run's workdir holds Orbax checkpoints. A portable folder holds the colorizer alone, for any program to read:
-config.json (of a path on the machine that trained it, the last name alone), classes.json, and the tensors
-(run/portable.py).
+config.json (of a path on the machine that trained it, the last name alone), classes.json, prior.npz (the colors of its
+training photos, by which it is evaluated; absent if they were not counted) and the tensors (run/portable.py).
 """
 
 import json
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from colorjax import atomic
 from colorjax.data.errors import one_line
+from colorjax.data.prior import Prior
 from colorjax.model.program import Program, Tree, abstract_model, build_program
 from colorjax.run import portable
 from colorjax.run.config import Config, validate
@@ -22,9 +23,11 @@ from colorjax.run.trees import flatten, require_same_shapes
 from colorjax.run.workdir import (
     checkpoint_dir,
     config_file,
+    counted_prior,
     load_class_names,
     load_config,
     local_path,
+    prior_file,
     save_class_names,
     save_config,
 )
@@ -42,6 +45,7 @@ class Trained:
         step: of the joint stage.
         params: numpy arrays, float32, by network and layer.
         stats: running statistics, alike.
+        prior: the colors of its training photos; None if they were not counted.
     """
 
     config: Config
@@ -49,6 +53,7 @@ class Trained:
     step: int
     params: Tree
     stats: Tree
+    prior: Prior | None = None
 
     def program(self) -> Program:
         """The colorizer as a function of parameters and statistics."""
@@ -64,7 +69,7 @@ def load_trained(path: str | Path) -> Trained:
     Raises:
         FileNotFoundError: if the path holds neither, the run has no finished checkpoint of the joint stage, or the
             folder lacks a file.
-        ValueError: if a file of the folder is damaged or foreign, or does not fit the folder's config.json.
+        ValueError: if a file of the folder or the prior is damaged or foreign, or does not fit config.json.
     """
     path = local_path(path)
     config = load_config(path)
@@ -86,7 +91,7 @@ def load_trained(path: str | Path) -> Trained:
         flatten({"params": params, "stats": stats}),
         message=f"{directory} does not fit the model that config.json and classes.json describe",
     )
-    return Trained(config, class_names, step, params, stats)
+    return Trained(config, class_names, step, params, stats, _prior(prior_file(config, path)))
 
 
 def save_trained(
@@ -110,17 +115,28 @@ def save_trained(
         FileExistsError: if the folder holds something.
         ValueError: for an unknown format or dtype, or a value that the dtype cannot hold.
     """
-    portable.check_options(format=format, dtype=dtype, max_shard_size=max_shard_size)
     with new_folder(trained, folder) as partial:
-        portable.write_tensors(
-            partial,
-            trained.params,
-            trained.stats,
-            trained.step,
-            format=format,
-            dtype=dtype,
-            max_shard_size=max_shard_size,
-        )
+        write_trained(trained, partial, format=format, dtype=dtype, max_shard_size=max_shard_size)
+
+
+def write_trained(trained: Trained, folder: Path, *, format: str, dtype: str, max_shard_size: int) -> None:
+    """Writes the tensors and the prior into a folder of `new_folder`; arguments as of `save_trained`.
+
+    Raises:
+        ValueError: for an unknown format or dtype, or a value that the dtype cannot hold.
+    """
+    portable.check_options(format=format, dtype=dtype, max_shard_size=max_shard_size)
+    portable.write_tensors(
+        folder,
+        trained.params,
+        trained.stats,
+        trained.step,
+        format=format,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+    )
+    if trained.prior is not None:
+        trained.prior.save(counted_prior(folder))
 
 
 @contextmanager
@@ -143,14 +159,19 @@ def _load_portable(folder: Path, config: Config) -> Trained:
     class_names = load_class_names(folder)
     path, tensors = portable.read_tensors(folder)
     params, stats = _model_shapes(folder, config, class_names)
-    return Trained(config, class_names, *portable.to_trees(tensors, params, stats, path=path))
+    prior = _prior(counted_prior(folder))
+    return Trained(config, class_names, *portable.to_trees(tensors, params, stats, path=path), prior)
+
+
+def _prior(path: Path) -> Prior | None:
+    return Prior.load(path) if path.exists() else None
 
 
 def _model_shapes(folder: Path, config: Config, class_names: tuple[str, ...]) -> tuple[Tree, Tree]:
     """The parameters and statistics, as shapes, of the model that a folder's configuration describes."""
     try:
         _, params, stats = abstract_model(config, "joint", classes=len(class_names))
-        validate(config, fields=["decode.temperature"])
+        validate(config, fields=["decode.temperature", "decode.uncertainty_temperature"])
     except Exception as error:  # a foreign configuration fails in ways of many types
         raise ValueError(f"{config_file(folder)} does not describe a colorizer ({one_line(error)})") from error
     return params, stats

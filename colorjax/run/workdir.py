@@ -9,7 +9,7 @@
     evaluation/<split>/            see evaluation/evaluate.py
     .lock                          held by the run that trains here
 
-A portable folder (run/portable.py) has config.json and classes.json as well.
+A portable folder (run/trained.py) has config.json, classes.json and prior.npz as well.
 """
 
 import json
@@ -67,10 +67,11 @@ def classes_file(folder: Path) -> Path:
 
 def prior_file(config: Config, workdir: Path) -> Path:
     """The prior of a run: the file that `data.prior` names, or the workdir's own."""
-    return Path(config.data.prior) if config.data.prior else _counted_prior(workdir)
+    return Path(config.data.prior) if config.data.prior else counted_prior(workdir)
 
 
-def _counted_prior(workdir: Path) -> Path:
+def counted_prior(workdir: Path) -> Path:
+    """The prior that was counted into a workdir, or that an exported folder holds."""
     return workdir / "prior.npz"
 
 
@@ -167,7 +168,7 @@ def bind_config(config: Config, workdir: Path) -> None:
         return
     if any(key.startswith("data.") for key in differing) and not any(latest_step(workdir, s) for s in STAGES):
         # They describe the photographs of the earlier configuration.
-        for path in (classes_file(workdir), _counted_prior(workdir)):
+        for path in (classes_file(workdir), counted_prior(workdir)):
             path.unlink(missing_ok=True)
     workdir.mkdir(parents=True, exist_ok=True)
     save_config(config, workdir)

@@ -99,7 +99,7 @@ def test_wrong_arguments_are_one_line_and_status_2(tmp_path: Path, capsys: pytes
         (["train", "--workdir=gs://bucket/run"], "'gs://bucket/run' is a URL; give a folder of this machine"),
         (["train", "--wrkdir=x"], "--wrkdir is not an argument of colorjax train; did you mean --workdir?"),
         (["train", "--processes=0"], "--processes: '0' is not a whole number of 1 or more"),
-        (["evaluate", f"--workdir={tmp_path / 'absent'}"], "absent' does not exist; give the --workdir of a run"),
+        (["evaluate", f"--workdir={tmp_path / 'absent'}"], "absent is neither a folder nor the name of shipped"),
         (["evaluate", f"--workdir={below}"], "did you mean the folder above"),
         (["evaluate", f"--workdir={tmp_path}", "--temperature=0.1,5"], "'5' is not a number between 0 and 1"),
         (["ablate", f"--workdir={tmp_path}"], "--config is missing; only --report needs none"),
@@ -285,26 +285,14 @@ def test_configurations_that_ship_are_found_from_any_folder(tmp_path: Path, monk
     assert configuration.load("configs/paper.py", {}).model.fusion is True
 
 
-def test_weights_that_ship_are_found_by_name(
+def test_the_weights_that_ship_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    save_config(quickstart.get_config(), other)
-    save_class_names(other, ("soup", "cake"))
-    monkeypatch.setattr(locate, "SHIPPED", tmp_path / "weights")
-    with pytest.raises(FileNotFoundError, match=r"no weights are shipped in .*: name a run's workdir"):
-        locate.locate()
+    monkeypatch.setattr(locate, "SHIPPED", tmp_path)
     assert run("weights") == 1
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "food101").symlink_to(other)
-    assert locate.locate() == locate.locate("food101") == tmp_path / "weights" / "food101"
-    assert locate.locate(other) == locate.locate(str(other)) == other
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "food101").mkdir()
-    assert locate.locate("food101") == tmp_path / "food101"  # a folder goes before a name
-    with pytest.raises(FileNotFoundError, match=r"food102 is neither .*\(shipped weights are food101\)"):
-        locate.locate("food102")
+    (tmp_path / "soups").mkdir()
+    save_config(quickstart.get_config(), tmp_path / "soups")
+    save_class_names(tmp_path / "soups", ("soup", "cake"))
     assert run("weights") == 0
     text = capsys.readouterr().out.splitlines()[-1]
-    assert text.startswith("food101: sample, 2 classes, 64 pixels, ")
+    assert text == f"soups: 2 classes, 64 pixels, 0 MB, in {tmp_path / 'soups'}"

@@ -24,7 +24,6 @@ from PIL import Image
 from test_judges import QUICK, lpips_weights
 
 from colorjax import color, data
-from colorjax.cli.arguments import existing_run
 from colorjax.data import batches as batches_module
 from colorjax.data.batches import DatasetInfo, RowSource, center_crop
 from colorjax.data.packed import write_pack
@@ -399,20 +398,32 @@ def test_a_portable_folder_is_evaluated_like_its_run(
     portable: Path, whole: Path, tmp_path: Path, in_batches_of_5: None
 ) -> None:
     before = sorted(path.name for path in portable.iterdir())
+    assert "prior.npz" in before
     evaluate(portable, out=tmp_path / "out")
     for name in ("per_photo.csv", "per_class.csv", "metrics.json", "panel.png", "best_worst.png"):
         assert (tmp_path / "out" / name).read_bytes() == (whole / "evaluation" / "test" / name).read_bytes(), name
-    # The prior that it lacks was counted into the other folder.
-    assert (tmp_path / "out" / "prior.npz").exists()
+    assert not (tmp_path / "out" / "prior.npz").exists()
     assert sorted(path.name for path in portable.iterdir()) == before
+
+
+def test_a_prior_that_a_portable_folder_lacks_is_counted_beside_the_results(
+    portable: Path, whole: Path, tmp_path: Path, in_batches_of_5: None
+) -> None:
+    shutil.copytree(portable, tmp_path / "older")
+    (tmp_path / "older" / "prior.npz").unlink()
+    evaluate(tmp_path / "older", out=tmp_path / "out")
+    assert (tmp_path / "out" / "prior.npz").exists()
+    assert not (tmp_path / "older" / "prior.npz").exists()
+    ours, theirs = (json.loads((x / "metrics.json").read_text()) for x in (tmp_path / "out", whole / "evaluation/test"))
+    assert ours["rows"] == theirs["rows"]
 
 
 def test_weights_that_ship_are_found_by_name_and_kept_clean(portable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locate, "SHIPPED", portable.parent)
     monkeypatch.setattr("colorjax.evaluation.evaluate.SHIPPED", portable.parent)
-    assert existing_run(portable.name) == portable
-    with pytest.raises(ValueError, match=r"out is missing: give --out=FOLDER"):
-        evaluate(portable)
+    for checkpoint in (portable.name, portable):
+        with pytest.raises(ValueError, match=r"out is missing: give --out=FOLDER"):
+            evaluate(checkpoint)
 
 
 class Rows:

@@ -1,5 +1,6 @@
 """Each format of an exported colorizer, reloaded and compared with the model on photographs."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,8 @@ import skimage.data
 import yaml
 
 from colorjax import color
-from colorjax.data import dataset_info
+from colorjax.data import dataset_info, open_source
+from colorjax.data.packed import write_pack
 from colorjax.export import onnx_graph
 from colorjax.export.formats import export
 from colorjax.export.stablehlo import load_stablehlo
@@ -202,12 +204,18 @@ def test_the_hub_folder_says_what_was_measured_and_no_more(run: Trained, tmp_pat
     assert front["license"] == "other"
     assert "has not been evaluated" in text
     assert "500 steps of 16 photographs" in text
+    assert "It knows food; elsewhere it guesses." in text
     assert load_trained(tmp_path / "unmeasured").step == 500
+    content = (tmp_path / "unmeasured" / "model.safetensors").read_bytes()
+    assert f"| `model.safetensors` | {len(content):,} | `{hashlib.sha256(content).hexdigest()}` |" in text
 
     rows = {"model": {"psnr": 21.53125, "top1": 0.0625}, "gray": {"psnr": 19.28125}}
+    intervals = {"model": {"psnr": [21.4375, 21.625], "top1": [0.05, 0.07]}, "gray": {"psnr": [19.0, 20.0]}}
     evaluation = tmp_path / "run" / "evaluation" / "test"
     evaluation.mkdir(parents=True)
     record = {"stage": "joint", "step": 500, "split": "test", "photos": 2020, "rows": rows}
+    sweep = {"0.25": {"psnr": 21.53125}, "1.0": {"psnr": 22.84375}}
+    record |= {"intervals": intervals, "temperature": 0.25, "sweep": sweep}
     (evaluation / "metrics.json").write_text(json.dumps(record))
     export(tmp_path / "run", tmp_path / "measured", format="hub")
     front, text = _card(tmp_path / "measured")
@@ -215,6 +223,9 @@ def test_the_hub_folder_says_what_was_measured_and_no_more(run: Trained, tmp_pat
     assert measured == {"psnr": 21.53125, "accuracy": 0.0625}
     assert "2,020 photographs of the test split" in text
     assert "19.28" in text
+    assert "21.44 to 21.62" in text
+    assert "decoded at temperature 0.25." in text
+    assert "22.84" in text
 
     (evaluation / "metrics.json").write_text(json.dumps(record | {"step": 400}))
     export(tmp_path / "run", tmp_path / "stale", format="hub")
@@ -229,6 +240,19 @@ def test_what_a_pack_was_made_from_is_not_guessed(run: Trained, tmp_path: Path) 
     front, text = _card(tmp_path / "out")
     assert "datasets" not in front
     assert "Food-101" not in text
+
+    made = run.config.data
+    write_pack(
+        open_source(made),
+        tmp_path / "moved",
+        splits=("train",),
+        resolution=made.resolution,
+        train_fraction=made.train_fraction,
+    )
+    export(tmp_path / "run", tmp_path / "known", format="hub", data_dir=tmp_path / "moved")
+    photos = dataset_info(made).sizes["train"]
+    assert f"Photographs: {photos:,} of crops of the few photographs" in _card(tmp_path / "known")[1]
+    assert load_trained(tmp_path / "known").config.data.dir == "gone"  # as the run had it
 
 
 def test_programs_are_float32(portable: Path, tmp_path: Path) -> None:

@@ -90,11 +90,16 @@ def test_a_portable_folder_holds_every_bit(run: Trained, tmp_path: Path, format:
     assert got.class_names == run.class_names
     assert got.step == 7
     assert got.config.model == run.config.model
+    assert run.prior is not None
+    assert got.prior is not None
+    assert np.array_equal(got.prior.p, run.prior.p)
+    assert got.prior.photos == run.prior.photos
     equal = jax.tree.map(
         lambda a, b: a.dtype == b.dtype and a.tobytes() == b.tobytes(), (got.params, got.stats), (run.params, run.stats)
     )
     assert jax.tree.all(equal)
     assert [path.name for path in tmp_path.glob("deep/*")] == ["out"]
+    assert not any(path.stat().st_mode & 0o111 for path in tmp_path.glob("deep/out/*"))  # none is a program
 
 
 def test_other_programs_read_it(run: Trained, folder: Path, tmp_path: Path) -> None:
@@ -284,6 +289,18 @@ def test_a_damaged_folder_is_refused(folder: Path, tmp_path: Path, damage: str) 
         load_trained(broken)
     assert "\n" not in str(error.value)
     assert len(str(error.value).replace(str(broken), "")) <= 300
+
+
+def test_a_damaged_prior_is_refused_and_a_missing_one_is_none(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    prior = tmp_path / "copy" / "prior.npz"
+    prior.write_bytes(prior.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"prior\.npz is no readable prior"):
+        load_trained(tmp_path / "copy")
+    prior.unlink()
+    assert load_trained(tmp_path / "copy").prior is None
+    save_trained(load_trained(tmp_path / "copy"), tmp_path / "again")
+    assert not (tmp_path / "again" / "prior.npz").exists()
 
 
 def test_a_bit_flipped_in_an_npz_is_found(run: Trained, tmp_path: Path) -> None:
