@@ -43,6 +43,11 @@ def add_arguments(parser: Parser) -> None:
         metavar="T,…",
         help="decoding temperature, by default the training's; several values, as in 0.1,0.2,0.4, add a table of all",
     )
+    add(
+        "--calibration",
+        action="store_true",
+        help="measure how far the probabilities of the colors can be trusted, and draw it (reliability.svg)",
+    )
     add("--frechet", action="store_true", help="add the Fréchet distance between EfficientNet-Lite0 features")
     add(
         "--lpips-weights",
@@ -72,4 +77,5 @@ def run(args: argparse.Namespace) -> None:
         frechet=args.frechet,
         lpips_weights=args.lpips_weights,
         inception_weights=args.inception_weights,
+        calibration=args.calibration,
     )

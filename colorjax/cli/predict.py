@@ -47,6 +47,12 @@ def add_arguments(parser: Parser) -> None:
     add("--overwrite", action="store_true", help="color again what is in --out already")
     add("--format", choices=("jpeg", "png", "tiff", "webp"), help="of the results; by default each photo's own, or PNG")
     add("--quality", type=number(int, 1, 100), default=95, metavar="1…100", help="of JPEG and WebP")
+    add(
+        "--uncertainty",
+        action="store_true",
+        help="beside each photo write NAME.uncertainty.png: black where the network is sure of the color, white where "
+        "it has no idea",
+    )
     add("--no-provenance", action="store_true", help="do not record in a photo's XMP that a network made the colors")
     add = parser.add_argument_group("the colors").add_argument
     add(
@@ -83,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--out is missing; give the folder for the results")
     if args.inputs == ["-"] and args.out is not None:
         raise UsageError("--out does not go with -; the result goes to standard output")
+    if args.uncertainty and args.out is None:
+        raise UsageError("--uncertainty does not go with -; give a file and --out")
     # Here, so that --help is quick.
     from PIL import Image
 
@@ -101,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
     predictor = Predictor(checkpoint, size=args.size, batch_size=args.batch_size)
     with as_usage_error(ValueError):
         predictor.predict([], style=style, hint=args.hint)  # refuses a style or hint that does not fit
+    if args.uncertainty and predictor.config.model.head == "ab":
+        raise UsageError("--uncertainty needs probabilities of colors, and this colorizer has none (model.head 'ab')")
     look = Look(
         args.temperature,
         args.saturation,
@@ -117,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             if args.out is None:
                 return _color_pipe(predictor, look, args.format)
-            jobs = list(find_jobs(args.inputs, args.out, recursive=args.recursive, format=args.format))
+            options = {"recursive": args.recursive, "format": args.format, "uncertainty": args.uncertainty}
+            jobs = list(find_jobs(args.inputs, args.out, **options))
             return _color_files(jobs, predictor, look, args)
         except KeyboardInterrupt:
             _log.warning("interrupted: the files that are written are complete")

@@ -12,6 +12,7 @@ from colorjax.color.bins import (
     rarity_weights,
     smooth,
     soft_targets,
+    uncertainty,
 )
 from colorjax.color.lab import (
     downsample,
@@ -43,5 +44,6 @@ __all__ = [
     "soft_targets",
     "to_pixels",
     "to_uint8",
+    "uncertainty",
     "unit_rgb",
 ]

@@ -5,6 +5,7 @@ They are those of Zhang, Isola and Efros, *Colorful Image Colorization* (ECCV 20
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -158,6 +159,19 @@ def annealed_mean(logits: ArrayLike, *, temperature: float = 0.38) -> jax.Array:
     probability = jax.nn.softmax(logits / temperature, axis=-1)
     # With the default precision of a GPU or TPU ab would be some 0.1 off.
     return jnp.matmul(probability, bins, precision=jax.lax.Precision.HIGHEST)
+
+
+def uncertainty(logits: ArrayLike) -> jax.Array:
+    """How unsure a prediction is of the color: the entropy of its distribution over that of 313 equal probabilities.
+
+    Args:
+        logits: floating [..., 313], before the softmax.
+
+    Returns:
+        float32 [...]: 0 where one bin has all the probability, 1 where all bins have the same.
+    """
+    log_p = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
+    return jnp.clip(-(jnp.exp(log_p) * log_p).sum(axis=-1) / math.log(NUM_BINS), 0.0, 1.0)
 
 
 def smooth(prior: ArrayLike, *, sigma: float = 5.0) -> np.ndarray:

@@ -6,6 +6,7 @@
     per_photo.csv    the model's metrics of every photo, in the split's order
     per_class.csv    their means by class
     panel.png        the split's first photos: gray | predicted | true
+    reliability.svg  with `calibration`: how often the likeliest color is right, by its probability
     best_worst.png   the model's best, median and worst photos by ΔE2000
 """
 
@@ -17,9 +18,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from colorjax import data
+from colorjax import atomic, data
 from colorjax.data.batches import Share, eval_batch_size
 from colorjax.evaluation import bootstrap, report, split_pass
+from colorjax.evaluation.calibration import calibrate, chart
 from colorjax.evaluation.judges import efficientnet, inception, lpips
 from colorjax.evaluation.judges.weights import Weights
 from colorjax.evaluation.measures import Photos, Scores, make_judge, make_measure
@@ -65,6 +67,7 @@ def evaluate(
     frechet: bool = False,
     lpips_weights: str | Path | None = None,
     inception_weights: str | Path | None = None,
+    calibration: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Evaluates a run's newest colorizer, the colorizer in a portable folder, or else a run's newest classifier.
 
@@ -83,6 +86,8 @@ def evaluate(
         frechet: whether to compute the Fréchet distance between EfficientNet-Lite0 features.
         lpips_weights: file of LPIPS' weights (see judges.lpips.load); None leaves LPIPS out.
         inception_weights: file of FID's weights (see judges.inception.load); None leaves FID out.
+        calibration: whether to measure how far the probabilities of the color classes can be trusted; the validation
+            split is read too.
 
     Returns:
         Method ("model", "prior", "mean color", "gray", "truth") -> metric -> mean. metrics.json holds the same under
@@ -104,6 +109,11 @@ def evaluate(
             config.data.prior = ""  # the path was on another machine
     stage = "joint" if is_portable or latest_step(workdir, "joint") is not None else "pretrain"
     own, sweep = _temperatures(config, stage, temperature)
+    if calibration and (stage != "joint" or config.model.head != "bins"):
+        raise ValueError(
+            f"--calibration is for models with color classes, unlike this one (stage {stage}, "
+            f"model.head {config.model.head!r}): leave it out"
+        )
     judges = _judges(stage, frechet=frechet, lpips_weights=lpips_weights, inception_weights=inception_weights)
     program, class_names, step, *trees = _load(config, stage, workdir)
     info = data.dataset_info(config.data)
@@ -153,6 +163,9 @@ def evaluate(
         **summarize(scores, sweep),
         "left_out": left_out,
     }
+    if calibration:
+        options = {"split": split, "share": share, "mesh": mesh}
+        record["calibration"] = calibrate(program, params, stats, config, **options)
     pictures: dict[str, np.ndarray] = {}
     if stage == "joint":
         extremes = _extremes(scores["model"][_BY])
@@ -169,6 +182,8 @@ def evaluate(
         pictures["best_worst.png"] = panel(true[first:], {"predicted": predicted[first:]}, captions=captions)
 
     if jax.process_index() == 0:
+        if calibration:
+            atomic.write_text(directory / "reliability.svg", chart(record["calibration"]))
         for name, picture in pictures.items():
             Image.fromarray(picture).save(directory / name)
         report.write(directory, record, index=index, labels=labels, scores=scores, class_names=info.class_names)

@@ -102,6 +102,14 @@ def as_text(record: Mapping[str, Any]) -> str:
             if agreeing is None
             else f"Predicted and true colorfulness agree at temperature {agreeing:.3g}.",
         ]
+    if "calibration" in record:
+        found = record["calibration"]
+        low, high = found["before"]["ece_interval"]
+        lines += [
+            "",
+            f"Expected calibration error: {found['before']['ece']:.3g} ({low:.3g} to {high:.3g}); "
+            f"at the validation split's temperature {found['temperature']:.3g}, {found['after']['ece']:.3g}.",
+        ]
     if record["left_out"]:
         lines += ["", f"Left out: {'; '.join(record['left_out'])}."]
     return "\n".join(lines)

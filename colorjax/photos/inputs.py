@@ -3,7 +3,7 @@
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from colorjax.photos import files, films
@@ -18,10 +18,12 @@ class Job:
     Attributes:
         source: the photo or film.
         target: where the result goes.
+        uncertainty: where a map of the uncertainty goes; None for none, and for a film.
     """
 
     source: Path
     target: Path
+    uncertainty: Path | None = None
 
     @property
     def is_film(self) -> bool:
@@ -30,7 +32,12 @@ class Job:
 
 
 def find_jobs(
-    inputs: Iterable[str], out: Path, *, recursive: bool = False, format: str | None = None
+    inputs: Iterable[str],
+    out: Path,
+    *,
+    recursive: bool = False,
+    format: str | None = None,
+    uncertainty: bool = False,
 ) -> Iterator[Job | OSError | ValueError]:
     """Yields a job for each file, in the order of the inputs and of the names in them.
 
@@ -42,6 +49,7 @@ def find_jobs(
         out: the folder for the results, which keep the layout of an input folder.
         recursive: whether folders stand for all that is below them.
         format: jpeg, png, tiff or webp, of the results; by default each photo's own, or PNG.
+        uncertainty: whether each photo gets a map of the uncertainty, `NAME.uncertainty.png` beside the result.
 
     Yields:
         A job; or an error that names an input or file that has none.
@@ -70,7 +78,11 @@ def find_jobs(
                         yield error
                     else:
                         relative = file.relative_to(root) if is_folder else Path(file.name)
-                        yield Job(file, _unused(out / _renamed(relative, format), taken))
+                        job = Job(file, _unused(out / _renamed(relative, format), taken))
+                        if uncertainty and not job.is_film:
+                            name = f"{job.target.name}.uncertainty.png"
+                            job = replace(job, uncertainty=_unused(job.target.with_name(name), taken))
+                        yield job
 
 
 def _matching(given: str) -> list[Path]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from colorjax.photos import films
+from colorjax.photos import films, resample
 from colorjax.photos.files import Photo, read_photo, read_size, write_photo
 from colorjax.photos.inputs import Job
 from colorjax.photos.predictor import Prediction, Predictor
@@ -125,6 +125,10 @@ def _write(job: Job, photo: Photo, prediction: Prediction, look: Look, provenanc
     rgb = look.render(prediction)
     job.target.parent.mkdir(parents=True, exist_ok=True)
     write_photo(rgb, photo, job.target, quality=look.quality, provenance=provenance)
+    if job.uncertainty is not None:
+        values = resample.enlarged(prediction.uncertainty(), *rgb.shape[:2])
+        gray = np.round(255 * values).astype(np.uint8)
+        write_photo(np.dstack([gray] * 3), Photo(gray), job.uncertainty)
 
 
 def _color_film(job: Job, predictor: Predictor, look: Look) -> Result:

@@ -41,6 +41,7 @@ class Prediction:
             is one, and after the hint.
         class_names: of the classes, in the same order.
         temperature: of the annealed mean, by default, as configured.
+        uncertainty_temperature: divides the logits for the uncertainty, as configured.
     """
 
     photo: np.ndarray
@@ -49,6 +50,7 @@ class Prediction:
     class_probabilities: np.ndarray
     class_names: tuple[str, ...]
     temperature: float
+    uncertainty_temperature: float = 1.0
 
     def likeliest(self, k: int = 5) -> list[tuple[str, float]]:
         """The k most likely classes and their probabilities, the most likely first."""
@@ -73,6 +75,18 @@ class Prediction:
         return np.asarray(
             _mode(self.color) if temperature == 0 else _mean(self.color, np.float32(max(temperature, 1e-4)))
         )
+
+    def uncertainty(self) -> np.ndarray:
+        """How unsure the network is of the color, at working resolution: float32 [h, w], 0 (sure) to 1.
+
+        The entropy of the predicted distribution, divided by that of 313 colors with equal probability.
+
+        Raises:
+            ValueError: if the colorizer predicts no distribution (regression).
+        """
+        if self.color.shape[-1] == 2:
+            raise ValueError("this colorizer predicts colors without probabilities (model.head 'ab'): no uncertainty")
+        return np.asarray(_uncertainty(self.color, np.float32(self.uncertainty_temperature)))
 
     def render(self, *, temperature: float | None = None, saturation: float = 1.0) -> np.ndarray:
         """The color photo, with the photo's lightness.
@@ -220,9 +234,10 @@ class Predictor:
         count = len(photos)
         if not all(np.isfinite(x[:count]).all() for x in (color, probabilities)):
             raise ValueError("the prediction is not finite (NaN or infinite): the colorizer's weights are damaged")
-        temperature = self.config.decode.temperature
+        decode = self.config.decode
+        temperatures = decode.temperature, decode.uncertainty_temperature
         return [
-            Prediction(photo, color[i], guide[i], probabilities[i], self.class_names, temperature)
+            Prediction(photo, color[i], guide[i], probabilities[i], self.class_names, *temperatures)
             for i, photo in enumerate(photos)
         ]
 
@@ -265,6 +280,7 @@ def _resized(maps: jax.Array, side: int) -> jax.Array:
 
 
 _mean = jax.jit(lambda logits, temperature: color.annealed_mean(logits / temperature, temperature=1.0))
+_uncertainty = jax.jit(lambda logits, temperature: color.uncertainty(logits / temperature))
 _mode = jax.jit(lambda logits: color.annealed_mean(logits, temperature=0.0))
 
 

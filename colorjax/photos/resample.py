@@ -84,6 +84,12 @@ def render(photo: np.ndarray, ab: ArrayLike, guide: ArrayLike, *, saturation: fl
     return result
 
 
+def enlarged(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A map at another size, bilinear: float32 [h, w] -> [height, width]."""
+    image = Image.fromarray(np.asarray(values, np.float32))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
 def _put(result: np.ndarray, top: int, left: int, colored: jax.Array) -> None:
     place = result[top : top + _TILE, left : left + _TILE]
     place[:] = np.asarray(colored)[: place.shape[0], : place.shape[1]]

@@ -1,4 +1,4 @@
-"""Photos side by side: gray, predicted, true."""
+"""Photos side by side (gray, predicted, true), and maps as colors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from colorjax import color
 
 _GAP = 4  # pixels, white
+_HEAT = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])  # lighter and lighter
 _HEADER = 14  # pixels, for the captions
 
 
@@ -39,6 +40,13 @@ def panel(true: np.ndarray, predicted: Mapping[str, np.ndarray], *, captions: Se
         for j, photo in enumerate(photos):
             canvas.paste(Image.fromarray(photo), (left, _HEADER + j * (height + _GAP)))
     return np.asarray(canvas)
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """A map as colors from dark violet (0) through green to yellow (1): floating [...] -> uint8 [..., 3]."""
+    values = np.clip(values, 0, 1)
+    places = np.linspace(0, 1, len(_HEAT))
+    return np.round(np.stack([np.interp(values, places, channel) for channel in _HEAT.T], axis=-1)).astype(np.uint8)
 
 
 def to_gray(rgb: np.ndarray) -> np.ndarray:

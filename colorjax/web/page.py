@@ -14,6 +14,7 @@ from PIL import Image
 from colorjax.photos import resample
 from colorjax.photos.files import READABLE_SUFFIXES, SUFFIXES, Photo, output_format, read_photo, write_photo
 from colorjax.photos.predictor import Prediction, Predictor
+from colorjax.run import pictures
 
 PREVIEW_SIDE = 1280  # pixels of the longer side on the page; the download has the photo's own size
 KEPT = 30 * 60  # seconds without use after which a session and its files are deleted
@@ -75,8 +76,11 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
         os.utime(path)  # keeps it for another half hour
         return photo
 
-    def show(session: _Session, saturation: float, temperature: float) -> tuple[str, str]:
+    def show(session: _Session, saturation: float, temperature: float, unsure: bool) -> tuple[str, str]:
         rgb = session.preview.render(temperature=temperature, saturation=saturation)
+        if unsure:
+            heat = pictures.heat(resample.enlarged(session.preview.uncertainty(), *rgb.shape[:2]))
+            rgb = (rgb // 3 + heat // 3 * 2).astype(np.uint8)
         return str(session.gray), str(_picture(rgb, folder))
 
     def color_photo(
@@ -86,6 +90,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
         hint: str,
         saturation: float,
         temperature: float,
+        unsure: bool,
     ) -> list[Any]:
         """Colors the uploaded photo, or the session's photo again. A file that cannot be read changes nothing."""
         try:
@@ -95,16 +100,16 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
             (prediction,) = predictor.predict([pixels], style=style_pixels, hint=hint or None)
             preview = replace(prediction, photo=_reduced(pixels))
             session = _Session(path, _picture(preview.render(saturation=0.0), folder), preview)
-            pair = show(session, saturation, temperature)
+            pair = show(session, saturation, temperature, unsure)
         except (OSError, ValueError) as e:
             return [_message(e), gr.skip(), gr.skip(), gr.skip(), gr.skip(), None]
         likeliest = {_readable(name): p for name, p in prediction.likeliest(5)}
         return [_message(""), gr.update(visible=True), pair, likeliest, session, None]
 
-    def render(session: _Session | None, saturation: float, temperature: float) -> list[Any]:
+    def render(session: _Session | None, saturation: float, temperature: float, unsure: bool) -> list[Any]:
         try:
             # Returning the session keeps it for another half hour.
-            return [_message(""), show(_kept(session), saturation, temperature), session]
+            return [_message(""), show(_kept(session), saturation, temperature, unsure), session]
         except OSError as e:
             return [_message(e), gr.skip(), session]
         except ValueError as e:
@@ -158,6 +163,12 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
                     info="Low: the likeliest color alone. High: likely colors blend, more softly.",
                     visible=predictor.config.model.head == "bins",
                 )
+                unsure = gr.Checkbox(
+                    label="Show where the network is unsure",
+                    info="Violet: sure of the color. Yellow: it has no idea.",
+                    visible=predictor.config.model.head == "bins",
+                    elem_id="unsure",
+                )
                 likeliest = gr.Label(
                     label="What the network sees", num_top_classes=5, show_heading=False, elem_id="likeliest"
                 )
@@ -172,16 +183,16 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
         gr.on(
             [photo.upload, style.upload, style.clear, hint.input],
             color_photo,
-            [photo, session, style, hint, *settings],
+            [photo, session, style, hint, *settings, unsure],
             [message, result, pair, likeliest, session, photo],
             concurrency_id="network",
             concurrency_limit=1,
             trigger_mode="always_last",
         )
         gr.on(
-            [saturation.input, temperature.input],
+            [saturation.input, temperature.input, unsure.input],
             render,
-            [session, *settings],
+            [session, *settings, unsure],
             [message, pair, session],
             concurrency_limit=1,
             trigger_mode="always_last",

@@ -211,6 +211,32 @@ print("tensorflow" in sys.modules, file=sys.stderr)
 
 
 @pytest.mark.usefixtures("shared")
+def test_a_map_of_the_uncertainty_stands_beside_each_photo(
+    loaded: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name in ("cup.png", "cup.jpg", "cup.jpg.uncertainty.png"):
+        mixed_photos.small_image("coffee.png").save(source / name)
+    assert run(source, "--out", out, "--uncertainty") == 0
+    maps = ["cup.jpg.uncertainty.png", "cup.jpg.uncertainty-2.png", "cup.png.uncertainty.png"]
+    maps.append("cup.jpg.uncertainty-2.png.uncertainty.png")
+    assert {path.name for path in out.iterdir()} == {"cup.jpg", "cup.png", *maps}
+    photo = read_photo(source / "cup.png")
+    (prediction,) = loaded.predict([photo.pixels])
+    gray = np.asarray(Image.open(out / "cup.png.uncertainty.png"))[..., 0]
+    assert gray.shape == photo.pixels.shape[:2]
+    large = Image.fromarray(prediction.uncertainty()).resize(gray.shape[::-1], Image.Resampling.BILINEAR)
+    assert np.abs(gray - 255 * np.asarray(large)).max() <= 2
+    assert run("-", "--uncertainty") == 2
+    assert capsys.readouterr().err.endswith("--uncertainty does not go with -; give a file and --out\n")
+    with loaded.config.unlocked():
+        monkeypatch.setitem(loaded.config.model, "head", "ab")
+    assert run(source, "--out", out, "--uncertainty") == 2
+    assert "this colorizer has none (model.head 'ab')" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("shared")
 def test_an_interruption_leaves_whole_files_only(
     untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

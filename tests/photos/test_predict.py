@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import mixed_photos
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 import skimage.color
 from PIL import Image
 
@@ -81,6 +83,20 @@ def test_photos_of_unlike_kinds_are_colored_together(predictor: Predictor, photo
     assert len(predictor.predict(photos * 5)) == 20  # more than a batch
     assert predictor.predict([]) == []
     np.testing.assert_array_equal(predictor.colorize(photos[:1])[0].shape, photos[0].shape)
+
+
+def test_the_uncertainty_is_the_entropy_of_the_colors(predictor: Predictor, photos: list[np.ndarray]) -> None:
+    (prediction,) = predictor.predict(photos[:1])
+    p = scipy.special.softmax(prediction.color.astype(np.float64), axis=-1)
+    np.testing.assert_allclose(prediction.uncertainty(), scipy.stats.entropy(p, axis=-1) / np.log(313), rtol=1e-4)
+    cooler = replace(prediction, uncertainty_temperature=0.5)
+    p = scipy.special.softmax(prediction.color.astype(np.float64) / 0.5, axis=-1)
+    np.testing.assert_allclose(cooler.uncertainty(), scipy.stats.entropy(p, axis=-1) / np.log(313), rtol=1e-4)
+    sure = np.where(np.arange(313) == 7, 1e4, np.zeros((2, 2, 1))).astype(np.float32)
+    np.testing.assert_array_equal(replace(prediction, color=sure).uncertainty(), 0)
+    np.testing.assert_allclose(replace(prediction, color=0 * sure).uncertainty(), 1, rtol=1e-6)
+    with pytest.raises(ValueError, match="predicts colors without probabilities"):
+        replace(prediction, color=sure[..., :2]).uncertainty()
 
 
 def test_a_style_replaces_the_global_features(predictor: Predictor, photos: list[np.ndarray]) -> None:

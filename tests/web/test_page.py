@@ -113,8 +113,10 @@ class Visitor:
                     return message
         raise AssertionError("the stream ended before the function did")
 
-    def color(self, photo: Any, *, style: Any = None, hint: str = "", temperature: float = 0.38) -> "Shown":
-        return Shown.of(self.call("color_photo", photo, None, style, hint, 1.0, temperature), self)
+    def color(
+        self, photo: Any, *, style: Any = None, hint: str = "", temperature: float = 0.38, unsure: bool = False
+    ) -> "Shown":
+        return Shown.of(self.call("color_photo", photo, None, style, hint, 1.0, temperature, unsure), self)
 
     def picture(self, file: dict[str, Any]) -> np.ndarray:
         answer = self.http.get(f"/gradio_api/file={file['path']}")
@@ -186,11 +188,16 @@ def test_a_photo_is_colored_and_the_sliders_do_not_ask_the_network(
     assert shown.likeliest == [(name.replace("_", " "), pytest.approx(p)) for name, p in expected.likeliest(5)]
 
     asked = len(served.asked)
-    message, pair, _ = visitor.call("render", None, 2.0, 0.1)["output"]["data"]
+    message, pair, _ = visitor.call("render", None, 2.0, 0.1, False)["output"]["data"]
     assert message_text(message) == ""
     changed = visitor.picture(pair[1]["value"] if "value" in pair[1] else pair[1])
     assert alike(changed, expected.render(temperature=0.1, saturation=2.0))
     assert not alike(changed, colored)
+    _, pair, _ = visitor.call("render", None, 1.0, 0.38, True)["output"]["data"]
+    unsure = visitor.picture(pair[1]["value"] if "value" in pair[1] else pair[1])
+    large = Image.fromarray(expected.uncertainty()).resize(cat.shape[1::-1], Image.Resampling.BILINEAR)
+    heat = np.interp(np.asarray(large), np.linspace(0, 1, 5), [68, 59, 33, 94, 253])
+    assert np.abs(unsure[..., 0] - (expected.render()[..., 0] / 3 + heat * 2 / 3)).mean() < 4
     assert len(served.asked) == asked
 
 
@@ -265,8 +272,8 @@ def test_a_full_disk_is_a_message_without_a_path(
         patch.setattr(web_page, "_picture", full)
         patch.setattr(web_page, "write_photo", full)
         assert visitor.color(photo).message == "The server failed: No space left on device."
-        for function in ("render", "write"):
-            message = visitor.call(function, None, 1.0, 0.38)["output"]["data"][0]
+        for function, more in (("render", [False]), ("write", [])):
+            message = visitor.call(function, None, 1.0, 0.38, *more)["output"]["data"][0]
             assert message_text(message) == "The server failed: No space left on device."
     assert visitor.color(photo).pair
 
@@ -358,11 +365,11 @@ def test_a_request_cannot_name_a_file_of_the_server(
     own, asked = visitor.upload("cat.png", encoded(cat)), len(served.asked)
     for file in (file_at(str(secret)), {"path": str(secret)}, file_at("/etc/passwd"), str(secret)):
         requests: list[tuple[Any, ...]] = [
-            ("color_photo", file, None, None, "", 1.0, 0.38),
-            ("color_photo", own, None, file, "", 1.0, 0.38),
-            ("color_photo", own, None, None, file, 1.0, 0.38),
-            ("color_photo", own, None, None, "", file, 0.38),
-            ("color_photo", None, {"upload": str(secret)}, None, "", 1.0, 0.38),
+            ("color_photo", file, None, None, "", 1.0, 0.38, False),
+            ("color_photo", own, None, file, "", 1.0, 0.38, False),
+            ("color_photo", own, None, None, file, 1.0, 0.38, False),
+            ("color_photo", own, None, None, "", file, 0.38, False),
+            ("color_photo", None, {"upload": str(secret)}, None, "", 1.0, 0.38, False),
             ("write", {"upload": str(secret)}, 1.0, 0.38),
             ("write", file, 1.0, file),
         ]
@@ -377,7 +384,7 @@ def test_a_request_cannot_name_a_file_of_the_server(
 def test_a_request_cannot_have_the_server_fetch_an_address(visitor: Visitor, cat: np.ndarray) -> None:
     for address in ("http://127.0.0.1:9/cat.png", "https://192.0.2.1/cat.png"):
         for place in ((file_at(address), None, None, ""), (None, None, None, [file_at(address)])):
-            assert visitor.join("color_photo", *place, 1.0, 0.38).status_code == 403
+            assert visitor.join("color_photo", *place, 1.0, 0.38, False).status_code == 403
     assert visitor.http.post("/gradio_api/queue/join", content=b"[" * 60_000).status_code == 403
     assert visitor.color(visitor.upload("cat.png", encoded(cat))).pair
 
@@ -495,9 +502,9 @@ def test_sessions_know_nothing_of_each_other_are_forgotten_and_have_limits(
     assert one.color(one.upload("cat.png", encoded(cat))).pair
     assert third.color(photo).pair
     Path(photo["path"]).unlink()  # as Gradio does after half an hour
-    for function in ("render", "write"):
+    for function, more in (("render", [False]), ("write", [])):
         for visitor in (other, third):
-            message, *rest = visitor.call(function, None, 1.0, 0.38)["output"]["data"]
+            message, *rest = visitor.call(function, None, 1.0, 0.38, *more)["output"]["data"]
             assert "no longer kept" in message_text(message)
             assert "path" not in json.dumps(rest)
     assert "no longer kept" in third.color(photo).message
@@ -507,7 +514,7 @@ def test_sessions_know_nothing_of_each_other_are_forgotten_and_have_limits(
         one = Visitor(url)
         assert one.color(one.upload("cat.png", encoded(cat))).pair
         time.sleep(2.5)
-        assert "no longer kept" in message_text(one.call("render", None, 1.0, 0.38)["output"]["data"][0])
+        assert "no longer kept" in message_text(one.call("render", None, 1.0, 0.38, False)["output"]["data"][0])
         folder = Path(one.upload("own.png", b"mine")["path"]).parents[1]
         until(lambda: not list(folder.iterdir()), seconds=20)  # folders too
         assert folder.exists()
@@ -520,7 +527,9 @@ def test_sessions_know_nothing_of_each_other_are_forgotten_and_have_limits(
         visitors = [Visitor(url) for _ in range(3)]
         for visitor in visitors:
             assert visitor.color(visitor.upload("cat.png", encoded(cat))).pair
-        messages = [message_text(v.call("render", None, 1.0, 0.38)["output"]["data"][0]) for v in reversed(visitors)]
+        messages = [
+            message_text(v.call("render", None, 1.0, 0.38, False)["output"]["data"][0]) for v in reversed(visitors)
+        ]
         assert messages[:2] == ["", ""]
         assert "no longer kept" in messages[2]
         visitors[0].upload("large.png", bytes(2**20))
@@ -646,7 +655,9 @@ def test_in_a_browser_a_photo_is_colored_tuned_and_downloaded(
     saturation = page.get_by_label("number input for Saturation")
     saturation.fill("0")
     saturation.press("Enter")
-    pictures_shown(page, other_than=shown)
+    tuned = pictures_shown(page, other_than=shown)
+    page.get_by_label("Show where the network is unsure").check()
+    pictures_shown(page, other_than=tuned)
     assert len(served.asked) == asked
 
     with page.expect_download() as download:
