@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from colorjax.cli.errors import UsageError, as_usage_error, discard_stdout, one_
 if TYPE_CHECKING:
     from colorjax.photos.inputs import Job
     from colorjax.photos.pipeline import Look, Result
+    from colorjax.photos.points import Point
     from colorjax.photos.predictor import Predictor
 
 DESCRIPTION = """Colors photographs and films, each at its own size, with its own lightness and metadata.
@@ -29,6 +31,7 @@ it is, unless --overwrite is given. Films need ffmpeg."""
 EXAMPLES = """
 colorjax predict old.jpg --out colored
 colorjax predict scans/ --recursive --out colored --format png
+colorjax predict old.jpg --out colored --point 120,80,#3060a0 --candidates 3
 colorjax predict film.mp4 --out colored --checkpoint runs/paper
 colorjax predict - < old.jpg > colored.jpg
 """
@@ -65,6 +68,27 @@ def add_arguments(parser: Parser) -> None:
     add("--style", type=Path, metavar="PHOTO", help="color as if the photos were like this one")
     add("--hint", metavar="CLASS", help="color as if the photos showed this class, one that the colorizer knows")
     add(
+        "--point",
+        type=_point,
+        action="append",
+        metavar="X,Y,#RRGGBB",
+        help="a color at a place of the one photo, in pixels from its left and top; it spreads to what belongs to it; "
+        "may be given several times",
+    )
+    add(
+        "--points",
+        type=Path,
+        metavar="FILE",
+        help='the same from a file, [[x, y, "#rrggbb"], …], or of several photos: {"old.jpg": [[x, y, "#rrggbb"], …]}',
+    )
+    add(
+        "--candidates",
+        type=number(int, 1, 9),
+        default=1,
+        metavar="K",
+        help="write up to K plausible colorings of each photo, the likeliest as usual and NAME-candidate2, … beside it",
+    )
+    add(
         "--smoothing",
         type=number(float, 0, 0.99),
         default=0.8,
@@ -91,9 +115,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--out does not go with -; the result goes to standard output")
     if args.uncertainty and args.out is None:
         raise UsageError("--uncertainty does not go with -; give a file and --out")
+    if args.candidates > 1 and args.out is None:
+        raise UsageError("--candidates does not go with -; give a file and --out")
+    if args.point and args.points:
+        raise UsageError("--point does not go with --points; put all points into the file")
     # Here, so that --help is quick.
     from PIL import Image
 
+    from colorjax.photos import points
     from colorjax.photos.files import read_photo
     from colorjax.photos.inputs import find_jobs
     from colorjax.photos.pipeline import Look
@@ -103,6 +132,10 @@ def run(args: argparse.Namespace) -> int:
 
     with as_usage_error(OSError, ValueError, flag="--style"):
         style = read_photo(args.style).array if args.style else None
+    with as_usage_error(ValueError, flag="--point"):
+        given = points.checked(args.point or [])
+    with as_usage_error(OSError, ValueError, flag="--points"):
+        given = points.read(args.points) if args.points else given
     with as_usage_error(FileNotFoundError, ValueError, flag="--checkpoint"):
         checkpoint = locate(args.checkpoint)
     compilation.keep_compiled_programs()
@@ -111,6 +144,8 @@ def run(args: argparse.Namespace) -> int:
         predictor.predict([], style=style, hint=args.hint)  # refuses a style or hint that does not fit
     if args.uncertainty and predictor.config.model.head == "ab":
         raise UsageError("--uncertainty needs probabilities of colors, and this colorizer has none (model.head 'ab')")
+    if args.candidates > 1 and predictor.config.model.head == "ab":
+        raise UsageError("--candidates needs probabilities of colors, and this colorizer has none (model.head 'ab')")
     look = Look(
         args.temperature,
         args.saturation,
@@ -126,16 +161,63 @@ def run(args: argparse.Namespace) -> int:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             if args.out is None:
-                return _color_pipe(predictor, look, args.format)
+                if isinstance(given, dict):
+                    raise UsageError("--points: a photo from a pipe has no name; the file must hold one list of points")
+                return _color_pipe(predictor, look, args.format, given)
             options = {"recursive": args.recursive, "format": args.format, "uncertainty": args.uncertainty}
-            jobs = list(find_jobs(args.inputs, args.out, **options))
+            jobs = list(find_jobs(args.inputs, args.out, **options, candidates=args.candidates))
+            jobs = _with_points(jobs, given) if given else jobs
             return _color_files(jobs, predictor, look, args)
         except KeyboardInterrupt:
             _log.warning("interrupted: the files that are written are complete")
             return 130
 
 
-def _color_pipe(predictor: "Predictor", look: "Look", format: str | None) -> int:
+def _point(text: str) -> "Point":
+    from colorjax.photos.points import parse
+
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _with_points(
+    jobs: "list[Job | OSError | ValueError]", given: "list[Point] | dict[str, list[Point]]"
+) -> "list[Job | OSError | ValueError]":
+    """The jobs with their points: those of one photo, or those of photos by the end of their paths.
+
+    Raises:
+        UsageError: if it is not clear which photo the points belong to, or it is a film.
+    """
+    jobs = list(jobs)
+    found = {i: job.source.absolute().parts for i, job in enumerate(jobs) if not isinstance(job, Exception)}
+    if isinstance(given, list):
+        if len(found) > 1:
+            raise UsageError(
+                f"points are for one photo, and there are {len(found)}; give one, or --points with a file that names "
+                "the photos"
+            )
+        of_job = dict.fromkeys(found, given)
+    else:
+        of_job = {}
+        for name, its_points in given.items():
+            end = Path(name).parts
+            matching = [i for i, parts in found.items() if end and parts[-len(end) :] == end]
+            if len(matching) != 1:
+                how_many = f"{len(matching)} inputs are" if matching else "no input is"
+                raise UsageError(f"--points: {how_many} named {name!r}{'; give more of the path' if matching else ''}")
+            of_job[matching[0]] = its_points
+    for i, its_points in of_job.items():
+        job = jobs[i]
+        assert not isinstance(job, Exception)
+        if job.is_film:
+            raise UsageError(f"{job.source} is a film; points are for photos")
+        jobs[i] = replace(job, points=tuple(its_points))
+    return jobs
+
+
+def _color_pipe(predictor: "Predictor", look: "Look", format: str | None, points: "list[Point]") -> int:
     """Colors the photo on standard input to standard output."""
     from colorjax.photos.files import read_photo, write_photo
 
@@ -145,7 +227,7 @@ def _color_pipe(predictor: "Predictor", look: "Look", format: str | None) -> int
         photo = read_photo(sys.stdin.buffer.read())
         for note in photo.notes:
             _log.info("the photo: %s", note)
-        (prediction,) = predictor.predict([photo.array], style=look.style, hint=look.hint)
+        (prediction,) = predictor.predict([photo.array], style=look.style, hint=look.hint, points=[points])
         provenance = predictor.provenance if look.provenance else None
         options = {"format": format, "quality": look.quality, "provenance": provenance}
         write_photo(look.render(prediction), photo, sys.stdout.buffer, **options)
@@ -172,14 +254,16 @@ def _color_files(
         if isinstance(job, Exception):
             failed.append(str(job).partition(": ")[0])
             _log.error("not colored: %s", one_line(job))
-        elif args.overwrite or not os.path.lexists(job.target):
+            continue
+        existing = next(filter(os.path.lexists, (job.target, *job.candidates)), None)
+        if args.overwrite or existing is None:
             todo.append(job)
         elif os.path.realpath(job.target) == os.path.realpath(job.source):
             failed.append(str(job.source))
             _log.error("not colored: %s: --out would write over it; give another folder, or --overwrite", job.source)
         else:
             skipped += 1
-            _log.info("%s: skipped, since %s exists (--overwrite colors it again)", job.source, job.target)
+            _log.info("%s: skipped, since %s exists (--overwrite colors it again)", job.source, existing)
     if todo:
         _log.info("coloring %d; the first ones take longer, since the network is compiled", len(todo))
     progress = _Progress(len(todo))

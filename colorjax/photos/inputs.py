@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from colorjax.photos import files, films
+from colorjax.photos.points import Point
 
 _LONGEST_NAME = 255  # bytes, in nearly all file systems
 
@@ -19,11 +20,15 @@ class Job:
         source: the photo or film.
         target: where the result goes.
         uncertainty: where a map of the uncertainty goes; None for none, and for a film.
+        candidates: where the photo's other candidates go, from the second on; none of a film.
+        points: color points of the photo.
     """
 
     source: Path
     target: Path
     uncertainty: Path | None = None
+    candidates: tuple[Path, ...] = ()
+    points: tuple[Point, ...] = ()
 
     @property
     def is_film(self) -> bool:
@@ -38,6 +43,7 @@ def find_jobs(
     recursive: bool = False,
     format: str | None = None,
     uncertainty: bool = False,
+    candidates: int = 1,
 ) -> Iterator[Job | OSError | ValueError]:
     """Yields a job for each file, in the order of the inputs and of the names in them.
 
@@ -50,6 +56,7 @@ def find_jobs(
         recursive: whether folders stand for all that is below them.
         format: jpeg, png, tiff or webp, of the results; by default each photo's own, or PNG.
         uncertainty: whether each photo gets a map of the uncertainty, `NAME.uncertainty.png` beside the result.
+        candidates: of each photo; the second and further ones are `NAME-candidate2.…`, … beside the result.
 
     Yields:
         A job; or an error that names an input or file that has none.
@@ -82,6 +89,10 @@ def find_jobs(
                         if uncertainty and not job.is_film:
                             name = f"{job.target.name}.uncertainty.png"
                             job = replace(job, uncertainty=_unused(job.target.with_name(name), taken))
+                        if not job.is_film:
+                            names = (f"{job.target.stem}-candidate{i}" for i in range(2, candidates + 1))
+                            others = (_unused(job.target.with_stem(name), taken) for name in names)
+                            job = replace(job, candidates=tuple(others))
                         yield job
 
 

@@ -122,9 +122,15 @@ def _color_photos(waiting: deque[Job], predictor: Predictor, look: Look, pool: T
 
 
 def _write(job: Job, photo: Photo, prediction: Prediction, look: Look, provenance: Provenance | None) -> None:
+    if job.points:
+        prediction = prediction.with_points(job.points)
     rgb = look.render(prediction)
     job.target.parent.mkdir(parents=True, exist_ok=True)
     write_photo(rgb, photo, job.target, quality=look.quality, provenance=provenance)
+    if job.candidates:
+        others = prediction.candidates(1 + len(job.candidates))[1:]
+        for target, other in zip(job.candidates, others, strict=False):  # fewer if the network is sure
+            write_photo(look.render(other), photo, target, quality=look.quality, provenance=provenance)
     if job.uncertainty is not None:
         values = resample.enlarged(prediction.uncertainty(), *rgb.shape[:2])
         gray = np.round(255 * values).astype(np.uint8)

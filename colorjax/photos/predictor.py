@@ -8,8 +8,8 @@
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -18,6 +18,8 @@ import numpy as np
 from colorjax import color
 from colorjax.model.program import Program, Tree
 from colorjax.photos import resample
+from colorjax.photos.candidates import find_tilts
+from colorjax.photos.points import Point, checked
 from colorjax.photos.provenance import Provenance
 from colorjax.run import compilation
 from colorjax.run.config import Config
@@ -42,6 +44,8 @@ class Prediction:
         class_names: of the classes, in the same order.
         temperature: of the annealed mean, by default, as configured.
         uncertainty_temperature: divides the logits for the uncertainty, as configured.
+        points: the photo's color points, which only `render` uses.
+        divergence: of a candidate, in nats; see `candidates.Tilt`. 0 is the network's own prediction.
     """
 
     photo: np.ndarray
@@ -51,6 +55,20 @@ class Prediction:
     class_names: tuple[str, ...]
     temperature: float
     uncertainty_temperature: float = 1.0
+    points: tuple[Point, ...] = ()
+    divergence: float = 0.0
+
+    def with_points(self, points: Iterable[tuple[int, int, str]]) -> "Prediction":
+        """The same prediction with other color points (photos/points.py); the network does not run again.
+
+        Args:
+            points: x and y in pixels of the photo, from 0 at the left and the top, and "#rrggbb". Of two at the same
+                place the last one counts.
+
+        Raises:
+            ValueError: if one is not a point or lies outside the photo, or there are more than MAX_POINTS.
+        """
+        return replace(self, points=tuple(checked(points, shape=self.photo.shape)))
 
     def likeliest(self, k: int = 5) -> list[tuple[str, float]]:
         """The k most likely classes and their probabilities, the most likely first."""
@@ -76,6 +94,20 @@ class Prediction:
             _mode(self.color) if temperature == 0 else _mean(self.color, np.float32(max(temperature, 1e-4)))
         )
 
+    def candidates(self, k: int) -> list["Prediction"]:
+        """Several plausible colorings of the photo, the likeliest, which is this one, first (photos/candidates.py).
+
+        Args:
+            k: how many, 1…MAX_CANDIDATES; there are fewer if the network is so sure that no other is unlike enough.
+
+        Raises:
+            ValueError: if k is out of this range, or the colorizer predicts no distribution (regression).
+        """
+        if self.color.shape[-1] == 2:
+            raise ValueError("this colorizer predicts colors without probabilities (model.head 'ab'): no candidates")
+        tilts = find_tilts(self.color, self.temperature, k)
+        return [replace(self, color=self.color + tilt.logits, divergence=tilt.divergence) for tilt in tilts]
+
     def uncertainty(self) -> np.ndarray:
         """How unsure the network is of the color, at working resolution: float32 [h, w], 0 (sure) to 1.
 
@@ -93,7 +125,7 @@ class Prediction:
 
         Args:
             temperature: as in `ab`.
-            saturation: factor of the chroma; 0 is gray.
+            saturation: factor of the chroma that the network predicts; 0 is gray. Color points keep theirs.
 
         Returns:
             [H, W, 3] of the photo's dtype, sRGB.
@@ -103,7 +135,8 @@ class Prediction:
         """
         if not 0 <= saturation < math.inf:
             raise ValueError(f"saturation is {saturation}; it must be 0 (gray) or more")
-        return resample.render(self.photo, self.ab(temperature=temperature), self.guide, saturation=saturation)
+        ab, mean = self.ab(temperature=temperature), self.ab(temperature=1.0) if self.points else None
+        return resample.render(self.photo, ab, self.guide, saturation=saturation, points=self.points, mean=mean)
 
 
 class Predictor:
@@ -155,7 +188,12 @@ class Predictor:
         return Provenance(self._name, checksum(flatten({"params": self._params, "stats": self._stats})))
 
     def predict(
-        self, photos: Sequence[np.ndarray], *, style: np.ndarray | None = None, hint: str | None = None
+        self,
+        photos: Sequence[np.ndarray],
+        *,
+        style: np.ndarray | None = None,
+        hint: str | None = None,
+        points: Sequence[Sequence[tuple[int, int, str]]] | None = None,
     ) -> list[Prediction]:
         """Runs the network on photos of any sizes.
 
@@ -164,13 +202,17 @@ class Predictor:
                 lightness of color photos is used. The predictions keep them, without a copy.
             style: another such photo, whose global features replace the photos' (Iizuka, section 6.3).
             hint: name or number of a class; the global features are moved until the classifier predicts it.
+            points: for each photo its color points, as in `Prediction.with_points`.
 
         Raises:
             ValueError: for an array that is not a photo, an unknown class, a model whose colors depend on neither style
-                nor class, or a prediction that is not finite.
+                nor class, a wrong color point, or a prediction that is not finite.
         """
         for i, photo in enumerate(photos):
             _check(photo, f"photo {i}")
+        if points is not None and len(points) != len(photos):
+            raise ValueError(f"there are {len(points)} lists of points for {len(photos)} photos; give one for each")
+        given = [checked(p, shape=photo.shape) for p, photo in zip(points or [()] * len(photos), photos, strict=True)]
         if style is not None:
             _check(style, "the style")
         if (style is not None or hint is not None) and not self.config.model.fusion:
@@ -179,7 +221,7 @@ class Predictor:
         predictions: list[Prediction] = []
         for start in range(0, len(photos), self.batch_size):
             predictions += self._run(photos[start : start + self.batch_size], style, number)
-        return predictions
+        return [replace(p, points=tuple(of)) if of else p for p, of in zip(predictions, given, strict=True)]
 
     def colorize(
         self,
@@ -189,10 +231,17 @@ class Predictor:
         saturation: float = 1.0,
         style: np.ndarray | None = None,
         hint: str | None = None,
+        points: Sequence[Sequence[tuple[int, int, str]]] | None = None,
     ) -> list[np.ndarray]:
         """The color photos: `predict`, then `Prediction.render`, with their arguments."""
-        predictions = self.predict(photos, style=style, hint=hint)
+        predictions = self.predict(photos, style=style, hint=hint, points=points)
         return [p.render(temperature=temperature, saturation=saturation) for p in predictions]
+
+    def candidates(
+        self, photo: np.ndarray, k: int = 3, *, style: np.ndarray | None = None, hint: str | None = None
+    ) -> list[Prediction]:
+        """Several plausible colorings of one photo: `predict`, then `Prediction.candidates`, with their arguments."""
+        return self.predict([photo], style=style, hint=hint)[0].candidates(k)
 
     def class_number(self, hint: str) -> int:
         """The number of a class by its name, ignoring case, hyphens and underscores, or by its number.

@@ -5,6 +5,8 @@ The lightness keeps its resolution, and guides the color to the photo's edges.
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from jax.typing import ArrayLike
 from PIL import Image
 
 from colorjax import color
+from colorjax.photos.points import Places, Point, Shift, ab_of, fit, shift_at
 
 _TILE = 256  # pixels: photos are colored in squares of this side, so that programs are few and memory is small
 _BAND = 1 << 22  # pixels that are scaled down at once
@@ -46,7 +49,15 @@ def thumbnail(photo: np.ndarray, *, height: int, width: int) -> np.ndarray:
     return result
 
 
-def render(photo: np.ndarray, ab: ArrayLike, guide: ArrayLike, *, saturation: float = 1.0) -> np.ndarray:
+def render(
+    photo: np.ndarray,
+    ab: ArrayLike,
+    guide: ArrayLike,
+    *,
+    saturation: float = 1.0,
+    points: Sequence[Point] = (),
+    mean: ArrayLike | None = None,
+) -> np.ndarray:
     """Colors a photo, and keeps its lightness.
 
     The color is up-sampled bilinearly. So is its slope over the lightness, from a window of some pixels (He, Sun and
@@ -57,7 +68,9 @@ def render(photo: np.ndarray, ab: ArrayLike, guide: ArrayLike, *, saturation: fl
         photo: uint8 or uint16 [H, W, ...] as `thumbnail` takes it.
         ab: floating [h, w, 2].
         guide: floating [h, w], L of the photo at the color's resolution.
-        saturation: factor of the chroma; 0 is gray.
+        saturation: factor of the chroma; 0 is gray. It does not change what color points add.
+        points: color points in pixels of the photo, at different places.
+        mean: floating [h, w, 2], the mean ab that the network predicts, along which they spread; by default `ab`.
 
     Returns:
         [H, W, 3] of the photo's dtype, sRGB. L is the photo's up to rounding; see color.to_pixels.
@@ -67,6 +80,12 @@ def render(photo: np.ndarray, ab: ArrayLike, guide: ArrayLike, *, saturation: fl
         photo = photo[..., 0] if photo.shape[-1] < 3 else photo[..., :3]
     height, width = photo.shape[:2]
     down, across = _bilinear(height, maps.shape[0]), _bilinear(width, maps.shape[1])
+    shift = None
+    if points:
+        means = _maps(jnp.asarray(ab if mean is None else mean, jnp.float32), jnp.asarray(guide, jnp.float32))
+        maps = jnp.concatenate([maps, means], axis=-1)
+        shift = _shift(photo, maps, down, across, saturation, points)
+    side = np.float32(max(height, width))
     result = np.empty((height, width, 3), photo.dtype)
     pending: tuple[int, int, jax.Array] | None = None
     for top in range(0, height, _TILE):
@@ -74,7 +93,9 @@ def render(photo: np.ndarray, ab: ArrayLike, guide: ArrayLike, *, saturation: fl
             tile = photo[top : top + _TILE, left : left + _TILE]
             lacking = [(0, _TILE - tile.shape[0]), (0, _TILE - tile.shape[1]), (0, 0)][: tile.ndim]
             tile = np.pad(tile, lacking) if any(after for _, after in lacking) else tile
-            colored = _tile(tile, maps, down[top : top + _TILE], across[left : left + _TILE], np.float32(saturation))
+            rows, columns = down[top : top + _TILE], across[left : left + _TILE]
+            corner = np.array([left, top], np.float32)
+            colored = _tile(tile, maps, rows, columns, np.float32(saturation), shift and (shift, corner / side, side))
             # The next tile is computed while this one is copied.
             if pending:
                 _put(result, *pending)
@@ -111,12 +132,42 @@ def _maps(ab: jax.Array, guide: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _tile(photo: jax.Array, maps: jax.Array, down: jax.Array, across: jax.Array, saturation: jax.Array) -> jax.Array:
+def _tile(
+    photo: jax.Array,
+    maps: jax.Array,
+    down: jax.Array,
+    across: jax.Array,
+    saturation: jax.Array,
+    shift: tuple[Shift, jax.Array, jax.Array] | None,
+) -> jax.Array:
+    """A tile in color; of a shift, with the tile's corner in units of the photo's longer side, and that in pixels."""
     l = color.lightness(photo, gray=photo.ndim == 2)
     upsampled = _separable(down, maps, across)
-    ab = saturation * (upsampled[..., :2] * l + upsampled[..., 2:])
+    ab = saturation * _along(upsampled[..., :4], l)
+    if shift is not None:
+        of_points, corner, side = shift
+        y, x = (jax.lax.broadcasted_iota(jnp.float32, l.shape[:2], axis).ravel() / side for axis in range(2))
+        position = jnp.stack([corner[0] + x, corner[1] + y], axis=-1)
+        places = Places(position, l.ravel(), _along(upsampled[..., 4:], l).reshape(-1, 2))
+        ab += shift_at(of_points, places).reshape(ab.shape)
     l, ab = jax.lax.optimization_barrier((l, ab))
     return color.to_pixels(l, ab, levels=jnp.iinfo(photo.dtype).max).astype(photo.dtype)
+
+
+def _shift(
+    photo: np.ndarray, maps: jax.Array, down: np.ndarray, across: np.ndarray, saturation: float, points: Sequence[Point]
+) -> Shift:
+    """What color points add to the colors, of which they have their own at their pixels."""
+    x, y = (np.array([point[i] for point in points]) for i in range(2))
+    l = np.asarray(color.lightness(photo[y, x], gray=photo.ndim == 2))
+    upsampled = np.einsum("nh,hwc,nw->nc", down[y], np.asarray(maps), across[x])
+    places = Places(np.stack([x, y], axis=-1) / max(photo.shape[:2]), l[:, 0], _along(upsampled[:, 4:], l))
+    return fit(places, ab_of(points) - saturation * _along(upsampled[:, :4], l))
+
+
+def _along(maps: Any, l: Any) -> Any:
+    """ab from its slope and offset over the lightness: [..., 4] and [..., 1] -> [..., 2]."""
+    return maps[..., :2] * l + maps[..., 2:]
 
 
 def _separable(down: ArrayLike, x: jax.Array, across: ArrayLike) -> jax.Array:
