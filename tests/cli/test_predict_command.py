@@ -164,6 +164,15 @@ def test_wrong_arguments_are_one_line_and_status_2(
         ),
         (("x.png", "--out", tmp_path, "--checkpoint", checkpoint), f"did you mean the folder above, {untrained}?"),
         (("x.png", "--out", tmp_path, "--checkpoint", "nothing"), "neither a folder nor the name of shipped weights"),
+        (("x.png", "--out", tmp_path, "--candidates", "0"), "--candidates: '0' is not a whole number between 1 and 9"),
+        (("-", "--candidates", "2"), "--candidates does not go with -; give a file and --out"),
+        (("x.png", "--out", tmp_path, "--point", "1,2,blue"), "--point: '1,2,blue' is not a point; write x,y,#rrggbb"),
+        (("x.png", "--out", tmp_path, "--points", no_photo), "letter.jpg must hold [[x, y, "),
+        (("x.png", "--out", tmp_path, "--points", tmp_path / "no.json"), "no.json: No such file or directory"),
+        (
+            ("x.png", "--out", tmp_path, "--point", "1,2,#000000", "--points", no_photo),
+            "--point does not go with --points; put all points into the file",
+        ),
         (("x.png", "--out", tmp_path, "--tempreature", "1"), "did you mean --temperature?"),
     ):
         given = () if "--checkpoint" in arguments else ("--checkpoint", untrained)
@@ -262,6 +271,45 @@ def test_an_interruption_leaves_whole_files_only(
     assert 0 < len(written) < 6
     for path in written:
         read_photo(path)  # whole
+
+
+@pytest.mark.usefixtures("shared")
+def test_points_and_candidates_of_photos(loaded: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a.png", "b/a.png", "c.png"):
+        save_photo(source / name)
+    one = ("--point", "40,30,#607080", "--point", "5,6,#705060")
+    assert run(source / "c.png", "--out", out, *one, "--candidates", 3) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["c-candidate2.png", "c-candidate3.png", "c.png"]
+    photo = read_photo(source / "c.png").array
+    given = [(40, 30, "#607080"), (5, 6, "#705060")]
+    for path, expected in zip(
+        [out / "c.png", out / "c-candidate2.png", out / "c-candidate3.png"], loaded.candidates(photo, 3), strict=True
+    ):
+        np.testing.assert_array_equal(read_photo(path).pixels, expected.with_points(given).render())
+    capsys.readouterr()
+
+    # Of several photos by name; a point outside of one does not stop the others.
+    file = tmp_path / "points.json"
+    file.write_text('{"b/a.png": [[40, 30, "#607080"]], "c.png": [[64, 0, "#607080"]]}')
+    assert run(source, "--recursive", "--out", tmp_path / "second", "--points", file) == 1
+    error = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("not colored: "))
+    assert "c.png: the point 64,0 is outside of the photo, which is 64 pixels wide and 48 high" in error
+    pictures = [read_photo(tmp_path / "second" / name).pixels for name in ("a.png", "b/a.png")]
+    np.testing.assert_array_equal(pictures[0], loaded.predict([photo])[0].render())
+    np.testing.assert_array_equal(pictures[1], loaded.predict([photo])[0].with_points(given[:1]).render())
+    for content, message in (
+        ('{"x.png": []}', "--points: no input is named 'x.png'"),
+        ('{"a.png": []}', "--points: 2 inputs are named 'a.png'; give more of the path"),
+        ('[[1, 2, "#000000"]]', "points are for one photo, and there are 3; give one"),
+    ):
+        file.write_text(content)
+        assert run(source, "--recursive", "--out", tmp_path / "third", "--points", file) == 2
+        assert message in capsys.readouterr().err
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"")
+    assert run(film, "--out", out, *one) == 2
+    assert "film.mp4 is a film; points are for photos" in capsys.readouterr().err
 
 
 def save_photo(path: Path) -> Path:
