@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "serve a web page that colors photos",
     "train": "train a colorizer by a configuration file",
     "evaluate": "measure a trained colorizer on a data set",
+    "attention": "draw what a colorizer's attentions look at from a point of a photo",
     "ablate": "train and compare variants of a configuration",
     "data": "decode a data set once, so that training reads it faster",
     "prior": "count the colors of a data set",

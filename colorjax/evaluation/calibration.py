@@ -100,7 +100,8 @@ def chart(record: dict[str, Any]) -> str:
     """
     size, margin, gap = 240, 44, 76
     colors = {"before": "#b45309", "after": "#1d4ed8"}
-    width, height = 2 * size + 2 * margin + gap, size + 2 * margin
+    bottom = size + 2 * margin
+    width, height = 2 * size + 2 * margin + gap, bottom + 40
     errors = [e for series in colors for e in record[series]["error"] if e is not None]
     most = float(np.ceil(max(errors, default=1.0) / 10) * 10)
     parts = [f'<rect width="{width}" height="{height}" fill="white"/>']
@@ -115,7 +116,7 @@ def chart(record: dict[str, Any]) -> str:
             at = tick / 4
             parts.append(_text(left + at * size, margin + size + 15, f"{at:g}"))
             parts.append(_text(left - 6, margin + (1 - at) * size + 4, f"{at * top:.3g}", anchor="end"))
-        parts.append(_text(left + size / 2, height - 8, x_label))
+        parts.append(_text(left + size / 2, bottom - 8, x_label))
         parts.append(_text(left, margin - 8, y_label, anchor="start"))
         if i == 0:
             line = f'x1="{left}" y1="{margin + size}" x2="{left + size}" y2="{margin}"'
@@ -136,8 +137,8 @@ def chart(record: dict[str, Any]) -> str:
             ]
     labels = {"before": "temperature 1", "after": f"temperature {record['temperature']:.2f}"}
     for i, (series, label) in enumerate(labels.items()):
-        text = f"{label}: error of calibration {100 * record[series]['ece']:.1f} %"
-        parts.append(_text(margin + 10, margin + 20 + 16 * i, text, anchor="start", fill=colors[series]))
+        text = f"{label}: expected calibration error {100 * record[series]['ece']:.1f} %"
+        parts.append(_text(margin, bottom + 14 + 16 * i, text, anchor="start", fill=colors[series]))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'font-family="sans-serif" font-size="12">{"".join(parts)}</svg>\n'

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from colorjax.ops.patch_attention import patch_attention
 from colorjax.ops.softmax_attention import dot_product_attention
@@ -105,6 +105,27 @@ class SelfAttention(nnx.Module):
             ValueError: if pooled and H or W is odd.
         """
         batch, height, width, channels = x.shape
+        q, k, v = (y.reshape(batch, -1, y.shape[-1]) for y in self._projected(x))
+        out = dot_product_attention(q, k, v).reshape(batch, height, width, channels // 2)
+        return x.astype(self.dtype) + self.gate[...].astype(self.dtype) * self.output(out)
+
+    def weights(self, x: jax.Array, *, row: ArrayLike, column: ArrayLike) -> jax.Array:
+        """How much one pixel looks at each other one: float32 [B, H, W], half as high and wide if pooled; it sums to 1.
+
+        Args:
+            x: [B, H, W, C].
+            row, column: of the pixel that looks.
+
+        Raises:
+            ValueError: as `__call__`.
+        """
+        query, key, _ = self._projected(x)
+        scores = jnp.einsum("bc,bhwc->bhw", query[:, row, column], key, preferred_element_type=jnp.float32)
+        return jax.nn.softmax(scores, axis=(1, 2))
+
+    def _projected(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Query, key and value: [B, H, W, features] each; key and value half as high and wide if pooled."""
+        height, width = x.shape[1:3]
         query, key, value = self.query(x), self.key(x), self.value(x)
         if self.pooled:
             if height % 2 or width % 2:
@@ -112,9 +133,7 @@ class SelfAttention(nnx.Module):
                     f"pooled keys need an even height and width, got {height}×{width}: resize, or use pooled=False"
                 )
             key, value = _pool(key), _pool(value)
-        q, k, v = (y.reshape(batch, -1, y.shape[-1]) for y in (query, key, value))
-        out = dot_product_attention(q, k, v).reshape(batch, height, width, channels // 2)
-        return x.astype(self.dtype) + self.gate[...].astype(self.dtype) * self.output(out)
+        return query, key, value
 
 
 def _pool(x: jax.Array) -> jax.Array:
@@ -196,18 +215,30 @@ class PatchwiseSelfAttention(nnx.Module):
         Raises:
             ValueError: if H or W is not larger than k // 2, which the reflection needs.
         """
+        # gamma_out is applied inside the sum, so that the weights need not be written to memory.
+        kernel, bias = self.gamma_out.kernel, self.gamma_out.bias
+        assert bias is not None
+        hidden, values = self._hidden(x), self.beta(x)
+        return patch_attention(hidden, kernel[...], bias[...], values, kernel_size=self.kernel_size)
+
+    def weights(self, x: jax.Array) -> jax.Array:
+        """The weights of each pixel's patch, of either sign: float32 [B, H, W, k, k, out_features / share].
+
+        Raises:
+            ValueError: as `__call__`.
+        """
+        weights = self.gamma_out(self._hidden(x)).astype(jnp.float32)
+        return weights.reshape(*x.shape[:3], self.kernel_size, self.kernel_size, -1)
+
+    def _hidden(self, x: jax.Array) -> jax.Array:
+        """What gamma_out makes the weights of: [B, H, W, out_features / share] of the module's dtype."""
         phi, psi = self.phi(x), self.psi(x)
         if self.normalized_before:
             hidden = self._joint_linear(nnx.relu(self.phi_norm(phi)), nnx.relu(self.psi_norm(psi)))
         else:
             relation = jnp.concatenate([phi, unfold(psi, kernel_size=self.kernel_size)], axis=-1)
             hidden = self.gamma_in(nnx.relu(self.relation_norm(relation)))
-        hidden = nnx.relu(self.gamma_norm(hidden))
-        # gamma_out is applied inside the sum, so that the weights need not be written to memory.
-        kernel, bias = self.gamma_out.kernel, self.gamma_out.bias
-        assert bias is not None
-        hidden, values = hidden.astype(self.dtype), self.beta(x)
-        return patch_attention(hidden, kernel[...], bias[...], values, kernel_size=self.kernel_size)
+        return nnx.relu(self.gamma_norm(hidden)).astype(self.dtype)
 
     def _joint_linear(self, phi: jax.Array, psi: jax.Array) -> jax.Array:
         """gamma_in on [φ, ψ over the patch], without unfolding: a 1×1 and a k×k convolution."""
@@ -308,5 +339,9 @@ class PatchwiseAttentionBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C] of the module's dtype."""
-        out = self.attention(nnx.relu(self.norm_in(x)))
+        out = self.attention(self.attended(x))
         return x.astype(self.dtype) + self.expand(nnx.relu(self.norm_out(out)))
+
+    def attended(self, x: jax.Array) -> jax.Array:
+        """What the attention sees: ReLU(norm(x))."""
+        return nnx.relu(self.norm_in(x))

@@ -13,6 +13,7 @@ from flax import nnx
 
 from colorjax.color import NUM_BINS
 from colorjax.model import networks
+from colorjax.model.attention import PatchwiseAttentionBlock
 from colorjax.ops.dispatch import fastest_dtype
 
 SHARED = ("low_level", "global_features", "classification")
@@ -37,6 +38,19 @@ class Outputs(NamedTuple):
     class_logits: jax.Array
     color: jax.Array | None
     vector: jax.Array | None = None
+
+
+class AttentionWeights(NamedTuple):
+    """Where a Colorizer's attentions look from one place, float32.
+
+    Attributes:
+        patches: [B, k, k] for each of the three resolutions, from the finest: the patchwise attention's weights, of
+            either sign, as their mean over the weight channels; () without patchwise attention.
+        output: [B, h, w], those of the self-attention at the output, which sum to 1; None without it.
+    """
+
+    patches: tuple[jax.Array, ...]
+    output: jax.Array | None
 
 
 class Classifier(nnx.Module):
@@ -129,11 +143,42 @@ class Colorizer(Classifier):
         if hint is not None:
             for_class = self._moved(for_class, hint)
             vector = self.global_features.for_fusion(for_class)
-        local = self.mid_level(low)
-        color = self.colorization(self.fusion(local, vector) if self.fusion else local)
+        color = self.colorization(self._fused(low, vector))
         # Iizuka's sigmoid output, 0…1, means ab of −128…128.
         color = 256 * (nnx.sigmoid(color) - 0.5) if self.regression else color
         return Outputs(self.classification(for_class), color, for_class.astype(jnp.float32))
+
+    def attention_weights(self, l: jax.Array, *, x: jax.Array, y: jax.Array) -> AttentionWeights:
+        """Where the attentions look from a place; it has the same meaning at every resolution.
+
+        Args:
+            l: float32 [B, image_size, image_size, 1], 0…100.
+            x, y: floating [], of the place, in 0…1 from the left and from the top.
+        """
+
+        def place(features: jax.Array) -> tuple[jax.Array, jax.Array]:
+            height, width = features.shape[1:3]
+            row, column = (jnp.floor(part * size).astype(jnp.int32) for part, size in ((y, height), (x, width)))
+            return jnp.minimum(row, height - 1), jnp.minimum(column, width - 1)
+
+        features, patches = _normalized(l), []
+        for layer in self.low_level.layers:
+            if isinstance(layer, PatchwiseAttentionBlock):
+                row, column = place(features)
+                weights = layer.attention.weights(layer.attended(features))
+                patches.append(weights[:, row, column].mean(axis=-1))
+            features = layer(features)
+        output = None
+        if self.colorization.attention is not None:
+            _, vector = self.global_features(features)
+            attended = self.colorization.attended(self._fused(features, vector))
+            row, column = place(attended)
+            output = self.colorization.attention.weights(attended, row=row, column=column)
+        return AttentionWeights(tuple(patches), output)
+
+    def _fused(self, low: jax.Array, vector: jax.Array) -> jax.Array:
+        local = self.mid_level(low)
+        return self.fusion(local, vector) if self.fusion else local
 
     def _moved(self, for_class: jax.Array, hint: jax.Array) -> jax.Array:
         """Moves the vector for the classification until the network predicts `hint`, at most by the vector's length.

@@ -309,12 +309,16 @@ class Colorization(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = upsample(self.eighth(x))
-        x = _chain(self.quarter, x)
-        x = self.last(upsample(x) if self.upsample_last else x)
+        x = self.attended(x)
         if self.attention is not None:
             x = self.attention(x)
         return self.output(x)
+
+    def attended(self, x: jax.Array) -> jax.Array:
+        """What the self-attention sees: [B, H/stride, W/stride, 32·width]."""
+        x = upsample(self.eighth(x))
+        x = _chain(self.quarter, x)
+        return self.last(upsample(x) if self.upsample_last else x)
 
 
 class Classification(nnx.Module):

@@ -41,6 +41,7 @@ def test_the_lowest_point_of_a_curve() -> None:
     assert calibration.lowest(x, np.zeros(9)) == -1.0
 
 
+@pytest.mark.slow
 def test_a_split_is_measured_as_in_a_loop(untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = load_trained(untrained)
     config, program = trained.config, trained.program()
