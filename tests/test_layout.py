@@ -32,6 +32,7 @@ OWNERS = {
     "gradio": {"web/page.py", "web/server.py"},
     "onnx": {"export/formats.py", "export/onnx_graph.py"},
     "safetensors": {"run/portable.py"},
+    "huggingface_hub": {"photos/hub.py"},
 }
 """Library -> the only modules that may import it."""
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,12 +20,13 @@ from colorjax import color
 from colorjax.model.program import Program, Tree
 from colorjax.photos import resample
 from colorjax.photos.candidates import find_tilts
+from colorjax.photos.hub import on_hub
 from colorjax.photos.points import Point, checked
 from colorjax.photos.provenance import Provenance
 from colorjax.run import compilation
 from colorjax.run.config import Config
 from colorjax.run.locate import locate
-from colorjax.run.trained import load_trained
+from colorjax.run.trained import load_trained, save_trained
 from colorjax.run.trees import checksum, flatten
 
 MAX_SIZE = 4096  # pixels of the working size; a batch's activations take gigabytes long before
@@ -154,13 +156,21 @@ class Predictor:
     size: int
     batch_size: int
 
-    def __init__(self, checkpoint: str | Path | None = None, *, size: int | None = None, batch_size: int = 8):
+    def __init__(
+        self,
+        checkpoint: str | Path | None = None,
+        *,
+        size: int | None = None,
+        batch_size: int = 8,
+        name: str | None = None,
+    ):
         """Loads a colorizer. It compiles when the first photo comes.
 
         Args:
             checkpoint: a run's workdir, an exported folder, or the name of shipped weights; None is `locate.DEFAULT`.
             size: working size in pixels, a multiple of 8 in 32…MAX_SIZE; by default what it was trained with.
             batch_size: photos that the network sees at once, 1…MAX_BATCH_SIZE.
+            name: of the colorizer, for `provenance`; by default that of its folder.
 
         Raises:
             FileNotFoundError: if there is no such colorizer.
@@ -172,7 +182,8 @@ class Predictor:
             raise ValueError(f"batch_size is {batch_size}; it must be between 1 and {MAX_BATCH_SIZE}")
         folder = locate(checkpoint)
         trained = load_trained(folder)
-        self._name = folder.resolve().name
+        self._name = folder.resolve().name if name is None else name
+        self._trained = replace(trained, params={}, stats={})
         self.config, self.class_names = trained.config, trained.class_names
         self.size = self.config.data.image_size if size is None else size
         self.batch_size = batch_size
@@ -181,6 +192,47 @@ class Predictor:
             functools.partial(_forward, trained.program(), self.config.model.output_stride),
             compiler_options=compilation.compiler_options(),
         )
+
+    @classmethod
+    def from_pretrained(cls, folder_or_repo: str | Path, **options: Any) -> "Predictor":
+        """Loads a colorizer from a folder, or from a repository on the Hugging Face Hub, which is fetched.
+
+        Args:
+            folder_or_repo: a run's workdir or an exported folder; else a repository such as "user/name".
+            options: `size` and `batch_size`, and those of huggingface_hub's ModelHubMixin.from_pretrained, such as
+                `revision` and `token`.
+
+        Raises:
+            ImportError: if huggingface_hub is not installed.
+            OSError: if the repository cannot be fetched.
+            FileNotFoundError, ValueError: as the constructor.
+        """
+        return on_hub(cls).from_pretrained(folder_or_repo, **options)
+
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Uploads the colorizer as an exported folder with a model card, and returns the address of the commit.
+
+        Args:
+            repo: such as "user/name"; it is made if it does not exist.
+            options: of huggingface_hub's ModelHubMixin.push_to_hub, such as `private` and `token`.
+
+        Raises:
+            ImportError: if huggingface_hub is not installed.
+            OSError: if the Hub refuses it.
+        """
+        kind = on_hub(type(self))
+        uploaded = kind.__new__(kind)
+        uploaded.__dict__.update(self.__dict__)
+        return uploaded.push_to_hub(repo, **options)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the colorizer as an exported folder (run.trained.save_trained).
+
+        Raises:
+            FileExistsError: if the folder holds something.
+        """
+        params, stats = jax.device_get((self._params, self._stats))
+        save_trained(replace(self._trained, params=params, stats=stats), folder)
 
     @functools.cached_property
     def provenance(self) -> Provenance:
