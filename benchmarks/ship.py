@@ -111,12 +111,12 @@ def run(args: argparse.Namespace) -> None:
 
 def recipe(config: Config, *, step: int, batches: int) -> str:
     """How to repeat the training: the commands, with the fields in which the run differs from food101_small.py."""
-    elsewhere = ("data.dir", "data.teacher", "data.source", "decode.temperature")
+    elsewhere = ("data.dir", "data.teacher", "data.source")
     ours, theirs = (ADDED_FIELDS | flatten(json.loads(c.to_json())) for c in (food101_small.get_config(), config))
     changes = "".join(
         f" \\\n    --config.{key}={value}"
         for key, value in theirs.items()
-        if key not in elsewhere and value != ours.get(key)
+        if key not in elsewhere and not key.startswith("decode.") and value != ours.get(key)
     )
     over = f" over {batches} batches of training photographs" if batches else ""
     classifier = _CLASSIFIER if config.joint.init_from else ""
