@@ -16,7 +16,9 @@ import pytest
 from colorjax.photos.predictor import Predictor
 from colorjax.run.trained import load_trained
 
-constants = pytest.importorskip("huggingface_hub.constants", reason='needs huggingface_hub: pip install "colorjax[hub]"')
+constants = pytest.importorskip(
+    "huggingface_hub.constants", reason='needs huggingface_hub: pip install "colorjax[hub]"'
+)
 REPO, COMMIT = "anna/vivid", "0123456789abcdef0123456789abcdef01234567"
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
