@@ -24,7 +24,7 @@ from colorjax.cli.errors import UsageError, run_command
 # JAX and PyTorch share the GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-TABLES = ("patch_sum", "relation", "attention", "step", "input", "startup", "growth", "compile", "device")
+TABLES = ("patch_sum", "relation", "attention", "step", "input", "startup", "growth", "compile", "drift", "device")
 """Modules with a TITLE and a function `rows`; some add arguments of their own."""
 
 SCRIPTS = ("colors", "points", "predict", "export", "ship", "gallery")
