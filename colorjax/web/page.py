@@ -3,21 +3,26 @@
 import contextlib
 import html
 import os
+import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from colorjax.photos import resample
 from colorjax.photos.files import READABLE_SUFFIXES, SUFFIXES, Photo, output_format, read_photo, write_photo
+from colorjax.photos.points import moved
 from colorjax.photos.predictor import Prediction, Predictor
 from colorjax.run import pictures
 
 PREVIEW_SIDE = 1280  # pixels of the longer side on the page; the download has the photo's own size
 KEPT = 30 * 60  # seconds without use after which a session and its files are deleted
+_CANDIDATES = 4  # colorings to choose from, the prediction's own first
+_THUMBNAIL = 240  # pixels of their longer side
 _WAITING = 16  # requests in the queue; the next one is told to come again
 
 _DELETED = "is no longer kept, after half an hour without use. Please drop it here again."
@@ -37,12 +42,14 @@ class _Session:
     Attributes:
         upload: the uploaded file, in the page's folder.
         gray: the picture on the slider's left, a JPEG in the same folder.
-        preview: the prediction for the photo, to be rendered at the page's size.
+        preview: what is shown, to be rendered at the page's size: with the color points, and of a chosen candidate.
+        prediction: the network's own, without points.
     """
 
     upload: Path
     gray: Path
     preview: Prediction
+    prediction: Prediction
 
 
 def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels: int, provenance: bool = True) -> Any:
@@ -99,7 +106,9 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
             style_pixels = read(Path(style)).array if style else None
             (prediction,) = predictor.predict([pixels], style=style_pixels, hint=hint or None)
             preview = replace(prediction, photo=_reduced(pixels))
-            session = _Session(path, _picture(preview.render(saturation=0.0), folder), preview)
+            gray = _picture(preview.render(saturation=0.0), folder)
+            points = () if upload else _kept(session).preview.points
+            session = _Session(path, gray, replace(preview, points=points), preview)
             pair = show(session, saturation, temperature, unsure)
         except (OSError, ValueError) as e:
             return [_message(e), gr.skip(), gr.skip(), gr.skip(), gr.skip(), None]
@@ -115,11 +124,70 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
         except ValueError as e:
             return [_message(e), gr.skip(), None]
 
+    def changed(
+        session: _Session | None,
+        change: Callable[[_Session], Prediction],
+        saturation: float,
+        temperature: float,
+        unsure: bool,
+    ) -> list[Any]:
+        """The page with another preview; a mistake changes nothing."""
+        try:
+            session = _kept(session)
+            session = replace(session, preview=change(session))
+            pair = show(session, saturation, temperature, unsure)
+            return [_message(""), pair, session, draw(session)]
+        except (OSError, ValueError) as e:
+            return [_message(e), gr.skip(), session, gr.skip()]
+
+    def add_point(
+        event: gr.SelectData,  # pyright: ignore[reportInvalidTypeForm]
+        session: _Session | None,
+        rgb: str,
+        *settings: Any,
+    ) -> list[Any]:
+        def change(kept: _Session) -> Prediction:
+            at = event.index
+            x, y = at if isinstance(at, (list, tuple)) and len(at) == 2 else (-1, -1)
+            return kept.preview.with_points([*kept.preview.points, (x, y, _hex(rgb))])
+
+        return changed(session, change, *settings)
+
+    def undo_point(session: _Session | None, *settings: Any) -> list[Any]:
+        return changed(session, lambda kept: replace(kept.preview, points=kept.preview.points[:-1]), *settings)
+
+    def choose(
+        event: gr.SelectData,  # pyright: ignore[reportInvalidTypeForm]
+        session: _Session | None,
+        *settings: Any,
+    ) -> list[Any]:
+        def change(kept: _Session) -> Prediction:
+            found = kept.prediction.candidates(_CANDIDATES)
+            if type(event.index) is not int or not 0 <= event.index < len(found):
+                raise ValueError("There is no such coloring.")
+            return replace(found[event.index], points=kept.preview.points)
+
+        return changed(session, change, *settings)
+
+    def draw(session: _Session | None) -> Any:
+        """The picture to click, with the points."""
+        return gr.skip() if session is None else str(_picture(_marked(session.preview), folder))
+
+    def suggest(session: _Session | None) -> list[Any]:
+        try:
+            prediction = _kept(session).prediction
+            small = replace(prediction, photo=_reduced(prediction.photo, _THUMBNAIL)).candidates(_CANDIDATES)
+            return [_message(""), [str(_picture(p.render(), folder)) for p in small], session]
+        except (OSError, ValueError) as e:
+            return [_message(e), gr.skip(), session]
+
     def write(session: _Session | None, saturation: float, temperature: float) -> list[Any]:
         try:
             kept = _kept(session)
             photo = read(kept.upload)
-            rgb = replace(kept.preview, photo=photo.pixels).render(temperature=temperature, saturation=saturation)
+            points = tuple(moved(kept.preview.points, kept.preview.photo.shape, photo.pixels.shape))
+            prediction = replace(kept.preview, photo=photo.pixels, points=points)
+            rgb = prediction.render(temperature=temperature, saturation=saturation)
             target = folder / secrets.token_hex(16) / _download_name(kept.upload, photo)
             target.parent.mkdir()
             write_photo(rgb, photo, target, provenance=predictor.provenance if provenance else None)
@@ -172,6 +240,24 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
                 likeliest = gr.Label(
                     label="What the network sees", num_top_classes=5, show_heading=False, elem_id="likeliest"
                 )
+                with gr.Accordion("Color points", open=False):
+                    gr.Markdown("Choose a color, then click the photo where it belongs. It spreads over that thing.")
+                    picker = gr.ColorPicker("#3060a0", label="Color", elem_id="picker")
+                    canvas = gr.Image(
+                        label="Click here", show_label=False, interactive=False, buttons=[], elem_id="canvas"
+                    )
+                    undo = gr.Button("Undo the last point", size="sm")
+                with gr.Accordion("Other colorings", open=False, visible=predictor.config.model.head == "bins"):
+                    ask = gr.Button("Show other colorings", size="sm")
+                    gallery = gr.Gallery(
+                        label="The likeliest first",
+                        interactive=False,
+                        allow_preview=False,
+                        columns=_CANDIDATES,
+                        height="auto",
+                        buttons=[],
+                        elem_id="gallery",
+                    )
                 # Only the fusion carries what guides to the colors.
                 with gr.Accordion("Guide the colors", open=False, visible=predictor.config.model.fusion):
                     gr.Markdown("Style photo: the colors take after its mood.")
@@ -188,7 +274,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
             concurrency_id="network",
             concurrency_limit=1,
             trigger_mode="always_last",
-        )
+        ).success(draw, [session], [canvas]).success(lambda: None, None, [gallery])
         gr.on(
             [saturation.input, temperature.input, unsure.input],
             render,
@@ -198,6 +284,11 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
             trigger_mode="always_last",
             show_progress="hidden",
         )
+        shown = [message, pair, session, canvas]
+        canvas.select(add_point, [session, picker, *settings, unsure], shown, show_progress="hidden")
+        undo.click(undo_point, [session, *settings, unsure], shown, show_progress="hidden")
+        gallery.select(choose, [session, *settings, unsure], shown, concurrency_id="network")
+        ask.click(suggest, [session], [message, gallery, session], concurrency_id="network")
         download.click(write, [session, *settings], [message, written, session], concurrency_id="network").success(
             None, js="() => document.querySelector('#written').click()"
         )
@@ -243,11 +334,29 @@ def _message(problem: Exception | str) -> Any:
     return gr.update(value=f'<p id="message" role="alert">{html.escape(text)}</p>', visible=bool(text))
 
 
-def _reduced(pixels: np.ndarray) -> np.ndarray:
-    """A photo at the page's size, if it is larger: uint8 [h, w, 3]."""
+def _reduced(pixels: np.ndarray, side: int | None = None) -> np.ndarray:
+    """A photo at the page's size, or with another longer side, if it is larger: uint8 [h, w, 3]."""
     height, width = pixels.shape[:2]
-    factor = min(1.0, PREVIEW_SIDE / max(height, width))
+    factor = min(1.0, (side or PREVIEW_SIDE) / max(height, width))
     return resample.thumbnail(pixels, height=max(1, round(height * factor)), width=max(1, round(width * factor)))
+
+
+def _marked(prediction: Prediction) -> np.ndarray:
+    """The photo in color with a ring around each color point: uint8 [h, w, 3]."""
+    image = Image.fromarray(prediction.render())
+    radius = max(image.size) / 80
+    drawing = ImageDraw.Draw(image)
+    for x, y, rgb in prediction.points:
+        for grow, ink in ((1.5, "black"), (1.25, "white"), (1.0, rgb)):
+            box = [at + sign * radius * grow for sign in (-1, 1) for at in (x, y)]
+            drawing.ellipse(box, fill=ink if grow == 1.0 else None, outline=ink, width=max(1, round(radius / 4)))
+    return np.asarray(image)
+
+
+def _hex(text: str) -> str:
+    """A color of Gradio's picker, "#rrggbb" or "rgba(r, g, b, a)", as "#rrggbb"."""
+    found = re.fullmatch(r"rgba?\(([\d.]+), *([\d.]+), *([\d.]+)(?:, *[\d.]+)?\)", str(text)[:100])
+    return "#" + "".join(f"{min(255, round(float(x))):02x}" for x in found.groups()) if found else str(text)[:100]
 
 
 def _picture(rgb: np.ndarray, folder: Path) -> Path:

@@ -99,14 +99,15 @@ class Visitor:
         answer.raise_for_status()
         return file_at(answer.json()[0], name)
 
-    def join(self, function: str, *data: Any) -> Any:
+    def join(self, function: str, *data: Any, event: Any = None) -> Any:
         """The answer to a request to run one of the page's functions, all inputs given; the session's is ignored."""
         body = {"fn_index": self.dependencies[function]["id"], "session_hash": self.session, "data": data}
+        body |= {} if event is None else {"event_data": event}
         return self.http.post("/gradio_api/queue/join", json=body)
 
-    def call(self, function: str, *data: Any) -> dict[str, Any]:
+    def call(self, function: str, *data: Any, event: Any = None) -> dict[str, Any]:
         """The message that ends the function's run."""
-        self.join(function, *data).raise_for_status()
+        self.join(function, *data, event=event).raise_for_status()
         with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as lines:
             for line in lines.iter_lines():
                 if line.startswith("data:") and (message := json.loads(line[5:]))["msg"] == "process_completed":
@@ -198,6 +199,52 @@ def test_a_photo_is_colored_and_the_sliders_do_not_ask_the_network(
     large = Image.fromarray(expected.uncertainty()).resize(cat.shape[1::-1], Image.Resampling.BILINEAR)
     heat = np.interp(np.asarray(large), np.linspace(0, 1, 5), [68, 59, 33, 94, 253])
     assert np.abs(unsure[..., 0] - (expected.render()[..., 0] / 3 + heat * 2 / 3)).mean() < 4
+    assert len(served.asked) == asked
+
+
+def test_points_are_added_and_undone_and_another_coloring_is_chosen(
+    served: Served, visitor: Visitor, cat: np.ndarray
+) -> None:
+    assert visitor.color(visitor.upload("cat.png", encoded(cat))).message == ""
+    asked = len(served.asked)
+    (own,) = Predictor.predict(served.predictor, [cat])
+    settings = (1.0, 0.38, False)
+
+    def shown(function: str, *data: Any, event: Any = None) -> tuple[str, np.ndarray | None]:
+        message, pair, *_ = visitor.call(function, None, *data, *settings, event=event)["output"]["data"]
+        colored = pair[1].get("value", pair[1]) if isinstance(pair, list) else None
+        return message_text(message), None if colored is None else visitor.picture(colored)
+
+    def point(x: Any, y: Any, color: str) -> tuple[str, np.ndarray | None]:
+        return shown("add_point", color, event={"index": [x, y], "value": None})
+
+    given = [(100, 60, "#3060a0"), (20, 130, "#a03060")]
+    for count, (x, y, color) in enumerate(given, start=1):
+        message, colored = point(x, y, color if count == 1 else "rgba(160.2, 48, 95.9, 1)")
+        assert message == ""
+        assert colored is not None
+        assert alike(colored, own.with_points(given[:count]).render(temperature=0.38))
+    message, colored = shown("undo_point")
+    assert colored is not None
+    assert alike(colored, own.with_points(given[:1]).render(temperature=0.38))
+    for wrong in ((160, 0, "#000000"), (-1, 0, "#000000"), ("x", None, "#000000"), (1, 2, "blue")):
+        message, colored = point(*wrong)
+        assert "point" in message
+        assert colored is None
+
+    _, gallery, _ = visitor.call("suggest", None)["output"]["data"]
+    candidates = own.candidates(4)
+    assert len(gallery) == 4
+    for one, expected in zip(gallery, candidates, strict=True):
+        assert alike(visitor.picture(one["image"]), expected.render())
+    message, colored = shown("choose", event={"index": 2, "value": None})
+    assert colored is not None
+    assert alike(colored, candidates[2].with_points(given[:1]).render(temperature=0.38))
+    assert shown("choose", event={"index": 9, "value": None})[0] == "There is no such coloring."
+    # The download has both.
+    _, file, _ = visitor.call("write", None, 1.0, 0.38)["output"]["data"]
+    expected = candidates[2].with_points(given[:1]).render(temperature=0.38)
+    np.testing.assert_array_equal(visitor.picture(file), expected)
     assert len(served.asked) == asked
 
 
@@ -705,3 +752,25 @@ def test_in_a_browser_a_style_and_a_class_change_the_colors(
     pictures_shown(page, other_than=styled)
     assert served.asked[-1]["style"] is not None
     assert served.asked[-1]["hint"] == name
+
+
+@pytest.mark.slow
+def test_in_a_browser_a_click_adds_a_color_point_and_undo_removes_it(
+    opened: Callable[[int], Any], served: Served, cat: np.ndarray
+) -> None:
+    page = opened(1280)
+    drop(page, "cat.png", encoded(cat))
+    plain = pictures_shown(page)
+    asked = len(served.asked)
+    page.get_by_text("Color points").click()
+    page.locator("#canvas img").click(position={"x": 30, "y": 30})
+    pointed = pictures_shown(page, other_than=plain)
+    page.get_by_role("button", name="Undo the last point").click()
+    pictures_shown(page, other_than=pointed)
+    page.get_by_text("Other colorings", exact=True).click()
+    page.get_by_role("button", name="Show other colorings").click()
+    page.locator("#gallery .thumbnail-item").nth(3).wait_for()
+    before = pictures_shown(page)
+    page.locator("#gallery .thumbnail-item").nth(1).click()
+    pictures_shown(page, other_than=before)
+    assert len(served.asked) == asked
