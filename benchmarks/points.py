@@ -7,7 +7,7 @@ The photos are the first test photos of a pack, which the colorizer has not seen
 places and have the photo's own colors; with more points, the first ones stay. For comparison the same points are spread
 without a network by Levin, Lischinski and Weiss, *Colorization using Optimization* (SIGGRAPH 2004): each place's color
 is a mean of its neighbors', weighted by how alike their lightness is. Each mean has its 95% bootstrap interval over
-photos. `--picture` draws a cup of coffee before and after three points.
+photos. `--picture` draws a cup of coffee before and after eight points.
 """
 
 import argparse
@@ -142,7 +142,9 @@ def picture(predictor: Predictor) -> Image.Image:
     """A cup of coffee in gray, as the network colors it, and with the points that are drawn on it."""
     photo = skimage.data.coffee()
     (prediction,) = predictor.predict([photo])
-    given = [(130, 225, "#2f5f95"), (455, 195, "#b07038"), (300, 110, "#f3ead8")]
+    saucer = [(x, y, "#35608f") for x, y in ((120, 220), (440, 290), (300, 355))]
+    table = [(x, y, "#8a6a48") for x, y in ((60, 130), (570, 80), (560, 330), (40, 350))]
+    given = [*saucer, *table, (250, 110, "#efe6d6")]
     shown = [Image.fromarray(x) for x in (prediction.render(saturation=0), prediction.render())]
     marked = prediction.with_points(given)
     shown.append(Image.fromarray(marked.render()))

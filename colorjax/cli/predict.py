@@ -31,7 +31,7 @@ it is, unless --overwrite is given. Films need ffmpeg."""
 EXAMPLES = """
 colorjax predict old.jpg --out colored
 colorjax predict scans/ --recursive --out colored --format png
-colorjax predict old.jpg --out colored --point 120,80,#3060a0 --candidates 3
+colorjax predict old.jpg --out colored --point '120,80,#3060a0' --candidates 3
 colorjax predict film.mp4 --out colored --checkpoint runs/paper
 colorjax predict - < old.jpg > colored.jpg
 """
