@@ -239,6 +239,8 @@ def load_config(folder: Path) -> Config:
         config: Config = ConfigDict(saved)
         for key, value in ADDED_FIELDS.items():
             section, field = key.split(".")
+            if section not in config:
+                raise ValueError(f"{section} is absent")
             if field not in config[section]:
                 config[section][field] = value
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:

@@ -245,7 +245,7 @@ _DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no decode": (
         lambda file: _change_config(file, lambda config: config.pop("decode")),
-        r"does not describe a colorizer \(ValueError: decode\.temperature is absent",
+        r"it is not a configuration \(ValueError: decode is absent\)",
     ),
     "a model of words": (
         lambda file: _change_config(file, lambda config: config["model"].update(width="wide")),
