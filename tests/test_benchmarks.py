@@ -59,6 +59,7 @@ def test_pytorchs_model_has_as_many_parameters() -> None:
     assert sum(p.numel() for p in peer.parameters()) == parameter_count(ours)
 
 
+@pytest.mark.slow
 def test_pytorchs_model_gives_the_same_outputs_loss_and_gradients() -> None:
     torch = pytest.importorskip("torch")
     from benchmarks import torch_model

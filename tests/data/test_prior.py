@@ -180,6 +180,7 @@ def test_a_loaded_prior_gives_rarity_weights(batches, tmp_path):
     assert loaded.p @ color.rarity_weights(loaded.p) == pytest.approx(1, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_command_counts_the_centers_of_the_training_photos(tmp_path):
     config: Any = quickstart.get_config()
     command = ["-m", "colorjax", "prior", "--config=configs/quickstart.py", "--photos=6"]

@@ -199,6 +199,7 @@ def test_saving_is_not_overtaken_by_the_steps_that_follow(tmp_path: Path) -> Non
     assert stats["u"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_a_save_and_terminated_ends_as_if_it_had_not_been(
     launcher: Launcher, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ def _run(case: _Case) -> tuple[int, str, str, float]:
         return process.returncode, out, err, time.monotonic() - sent
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_process_in_time_and_after_its_save() -> None:
     """All cases at once, since they mostly wait."""
     with ThreadPoolExecutor(len(_CASES)) as threads:
