@@ -6,11 +6,12 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -110,12 +111,21 @@ def termination(*signals: int) -> Iterator[Termination]:
     # Python writes a signal's number there as it comes, whatever the main thread does.
     wakeup = signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)
     before = {number: signal.signal(number, current._handle) for number in handled}
+    report = sys.unraisablehook
+
+    def report_others(error: Any) -> None:
+        # SystemExit goes no further than a callback of the garbage collector. The watcher ends the process then.
+        if error.exc_type is not SystemExit:
+            report(error)
+
+    sys.unraisablehook = report_others
     watcher = threading.Thread(target=current._watch, args=(received, handled), daemon=True)
     watcher.start()
     try:
         yield current
     finally:
         _active = None
+        sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)

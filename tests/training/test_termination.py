@@ -138,3 +138,21 @@ def test_a_block_restores_the_handlers() -> None:
             stop.release()
     assert ended.value.code == 143
     assert handlers() == before
+
+
+def test_a_signal_in_a_callback_ends_the_process_without_a_traceback() -> None:
+    """Python drops an exception that a callback of the garbage collector raises."""
+    script = (
+        "import gc, os, signal, time\n"
+        "from colorjax.training.termination import termination\n"
+        "def callback(phase, info):\n"
+        "    gc.callbacks.remove(callback)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "with termination(signal.SIGTERM):\n"
+        "    gc.callbacks.append(callback)\n"
+        "    gc.collect()\n"
+        "    time.sleep(100)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in done.stderr
