@@ -1,6 +1,7 @@
 """The layout: which folder may import which, and who alone knows a library."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,14 @@ def test_every_room_has_a_floor() -> None:
 def test_the_package_has_at_most_fifteen_rooms() -> None:
     entries = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("__")}
     assert len(entries) <= 15, sorted(entries)
+
+
+def test_the_wheel_has_every_package_and_the_configurations() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    folders = {"colorjax." + m.removesuffix("/__init__.py").replace("/", ".") for m in _modules() if "/__init__" in m}
+    assert set(project["tool"]["setuptools"]["packages"]) == {"colorjax", "colorjax.configs"} | folders
+    # A folder without __init__.py would be left out.
+    assert {path.parent for path in _modules().values()} == {p.parent for p in PACKAGE.rglob("__init__.py")}
 
 
 @pytest.mark.parametrize("library", OWNERS)
