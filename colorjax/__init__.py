@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from colorjax.photos.predictor import Predictor
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "__version__"]
+
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
@@ -14,8 +16,4 @@ def __getattr__(name: str) -> Any:
         from colorjax.photos.predictor import Predictor
 
         return Predictor
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("colorjax")
     raise AttributeError(f"module 'colorjax' has no attribute {name!r}")

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 from PIL import Image
 from test_layout import OWNERS
 
+import colorjax
 from benchmarks import __main__ as benchmarks
 from colorjax.cli import COMMANDS, arguments, configuration
 from colorjax.evaluation.summary import METRICS
@@ -180,7 +180,7 @@ def test_the_owners_of_libraries_are_those_that_the_layout_allows() -> None:
 
 
 def test_the_version_is_the_same_everywhere() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = colorjax.__version__
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[1] == version  # pyright: ignore
 

@@ -8,9 +8,9 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import NoReturn
 
+import colorjax
 from colorjax.cli.arguments import Parser, did_you_mean
 from colorjax.cli.errors import UsageError, run_command
 
@@ -54,7 +54,7 @@ def _run(arguments: list[str]) -> int | None:
         print(_HELP.format("\n".join(f"  {command:10}{what}" for command, what in COMMANDS.items())))
         return 0
     if name == "--version":
-        print(f"colorjax {version('colorjax')}")
+        print(f"colorjax {colorjax.__version__}")
         return 0
     if name not in COMMANDS:
         close = did_you_mean(name, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"

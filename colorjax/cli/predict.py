@@ -255,7 +255,8 @@ def _color_files(
             failed.append(str(job).partition(": ")[0])
             _log.error("not colored: %s", one_line(job))
             continue
-        existing = next(filter(os.path.lexists, (job.target, *job.candidates)), None)
+        results = (job.target, *job.candidates, *filter(None, [job.uncertainty]))
+        existing = next(filter(os.path.lexists, results), None)
         if args.overwrite or existing is None:
             todo.append(job)
         elif os.path.realpath(job.target) == os.path.realpath(job.source):

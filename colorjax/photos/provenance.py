@@ -1,10 +1,11 @@
 """Records in a colored photo's XMP that a network made its colors: which software, which model, which weights."""
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 from xml.dom import minidom
 from xml.parsers.expat import ExpatError
+
+import colorjax
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/algorithmicallyEnhanced"
 """IPTC's NewsCode for a photo that an algorithm has changed, the value of its property Digital Source Type."""
@@ -33,7 +34,7 @@ class Provenance:
     @property
     def software(self) -> str:
         """The program and its version."""
-        return f"colorjax {version('colorjax')}"
+        return f"colorjax {colorjax.__version__}"
 
     @property
     def parameters(self) -> str:

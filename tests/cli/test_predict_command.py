@@ -237,6 +237,13 @@ def test_a_map_of_the_uncertainty_stands_beside_each_photo(
     assert gray.shape == photo.pixels.shape[:2]
     large = Image.fromarray(prediction.uncertainty()).resize(gray.shape[::-1], Image.Resampling.BILINEAR)
     assert np.abs(gray - 255 * np.asarray(large)).max() <= 2
+    # A map that is there is not written over.
+    (out / "cup.jpg").unlink()
+    before = (out / "cup.jpg.uncertainty.png").read_bytes()
+    assert run(source / "cup.jpg", "--out", out, "--uncertainty", "--temperature", 1) == 0
+    assert "cup.jpg.uncertainty.png exists (--overwrite colors it again)" in capsys.readouterr().err
+    assert (out / "cup.jpg.uncertainty.png").read_bytes() == before
+    assert not (out / "cup.jpg").exists()
     assert run("-", "--uncertainty") == 2
     assert capsys.readouterr().err.endswith("--uncertainty does not go with -; give a file and --out\n")
     with loaded.config.unlocked():

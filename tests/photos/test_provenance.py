@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import colorjax
 from colorjax.cli import predict
 from colorjax.cli.arguments import Parser
 from colorjax.photos.files import Photo, read_photo, write_photo
@@ -58,7 +58,7 @@ def read_rdf(xmp: bytes) -> dict[str, Any]:
 def colored_event(provenance: Provenance) -> dict[str, str]:
     return {
         f"{EVENT}action": "edited",
-        f"{EVENT}softwareAgent": f"colorjax {version('colorjax')}",
+        f"{EVENT}softwareAgent": f"colorjax {colorjax.__version__}",
         f"{EVENT}parameters": f"model {provenance.model}, weights sha256 {provenance.checksum}",
     }
 
@@ -163,7 +163,7 @@ def test_exiftool_reads_it(suffix: str, tmp_path: Path) -> None:
     command = ["exiftool", "-json", "-n", "-warning", "-error", "-XMP:all", "-EXIF:Copyright", str(target)]
     (told,) = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     assert told["DigitalSourceType"] == ENHANCED
-    assert told["HistorySoftwareAgent"] == ["a scanner", f"colorjax {version('colorjax')}"]
+    assert told["HistorySoftwareAgent"] == ["a scanner", f"colorjax {colorjax.__version__}"]
     assert told["HistoryParameters"] == f"model food101, weights sha256 {'ab' * 32}"
     assert (told["Title"], told["Copyright"]) == ("café & cup", "Anna")
     assert not {"Warning", "Error"} & told.keys()
