@@ -160,6 +160,23 @@ def test_evaluation_sees_every_photo_once_over_all_processes(folder: Path, proce
     np.testing.assert_array_equal(photos // 5 % 2, batches["label"][batches["mask"] == 1])
 
 
+def test_a_process_reads_only_the_files_of_its_share(folder: Path) -> None:
+    config = make_config("folder", folder)
+
+    def photos(process: int) -> list[int]:
+        batches = data.eval_batches(config, "test", batch_size=6, process_index=process, process_count=2)
+        batch = stack(list(batches))
+        return [int(value) for value in batch["image"][batch["mask"] == 1][:, 0, 0, 0]]
+
+    mine, others = photos(0), photos(1)
+    for value in others:
+        (file,) = folder.glob(f"test/*/{value // 5}.png")
+        file.write_bytes(b"not a photo")
+    assert photos(0) == mine
+    with pytest.raises(ValueError, match="do not decode"):
+        photos(1)
+
+
 def test_evaluation_of_the_sample_pads_its_last_batch() -> None:
     config = make_config("sample")
     size = data.dataset_info(config).sizes["validation"]
