@@ -300,10 +300,10 @@ def _reaches(run: Run, workdir: Path, *, stage: str, kind: str, step: int) -> bo
 def test_faults_at_random_moments_change_no_bit(
     launcher: Launcher, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """COLORJAX_FAULTS says how many faults; 50 are the long form."""
+    """COLORJAX_FAULTS says how many faults; 50 are the long form. With -s each is printed."""
     chance = random.Random(int(os.environ.get("COLORJAX_FAULTS_SEED", "0")))
     left = int(os.environ.get("COLORJAX_FAULTS", "8"))
-    workdir, runs = tmp_path / "0", 0
+    workdir, runs, faults = tmp_path / "0", 0, 0
     while left:
         # Each fault comes later in the run than what is saved, until there is nothing left to disturb.
         saved = {stage: max(saved_steps(workdir, stage), default=0) for stage in STAGES}
@@ -315,11 +315,14 @@ def test_faults_at_random_moments_change_no_bit(
             while run.process.poll() is None and not _reaches(run, workdir, stage=stage, kind=kind, step=step):
                 time.sleep(0.001)
             time.sleep({"start": 5.0, "step": 0.1, "save": 0.05}[kind] * chance.random())
+            saving = any(is_saving(workdir, stage, after=0) for stage in STAGES)
             run.process.send_signal(number)
             status = run.process.wait(120)
             if status:  # else the run ended before
                 assert status == (-signal.SIGKILL if number == signal.SIGKILL else 128 + signal.SIGTERM), run.output()
                 left -= 1
+                faults += 1
+                print(faults, number.name, stage, kind, "in a save" if saving else "", flush=True)
             # What a fault leaves is whole at every moment.
             for saved_stage in STAGES:
                 if saved_steps(workdir, saved_stage):
@@ -328,6 +331,7 @@ def test_faults_at_random_moments_change_no_bit(
             launcher.train(workdir).end()
             assert_same_run(workdir, undisturbed[0])
             runs += 1
+            print(f"run {runs} ends bit-equal to the undisturbed one", flush=True)
             workdir = tmp_path / f"{runs}"
 
 
