@@ -73,8 +73,12 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} ({self.prog} --help)")
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Adds the default value to a flag's help, unless there is none or the help says it itself."""
+class _Help(argparse.HelpFormatter):
+    """Keeps paragraphs and examples, and adds the default value to a flag's help, if there is one."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(p if "\n  " in p else fill(p, width, indent) for p in text.split("\n\n"))
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from colorjax.photos.predictor import Predictor
     from colorjax.run.compilation import keep_compiled_programs
     from colorjax.run.locate import locate
+    from colorjax.web.page import import_gradio
     from colorjax.web.server import serving
 
     log_to_terminal()
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the page's folder is removed
     with as_usage_error(FileNotFoundError, ValueError, flag="--checkpoint"):
         folder = locate(args.checkpoint)
+    import_gradio()  # an error before the colorizer is compiled
     try:
         predictor = Predictor(folder)
         _log.info("Compiling the colorizer…")

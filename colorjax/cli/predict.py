@@ -249,7 +249,7 @@ def _color_files(
 
     failed: list[str] = []  # the inputs' names
     todo: list[Job] = []
-    skipped = 0
+    skipped: list[Path] = []  # the results that exist
     for job in jobs:
         if isinstance(job, Exception):
             failed.append(str(job).partition(": ")[0])
@@ -263,10 +263,9 @@ def _color_files(
             failed.append(str(job.source))
             _log.error("not colored: %s: --out would write over it; give another folder, or --overwrite", job.source)
         else:
-            skipped += 1
-            _log.info("%s: skipped, since %s exists (--overwrite colors it again)", job.source, existing)
+            skipped.append(existing)
     if todo:
-        _log.info("coloring %d; the first ones take longer, since the network is compiled", len(todo))
+        _log.info("coloring %d; the first takes longer, because the network is compiled", len(todo))
     progress = _Progress(len(todo))
     with contextlib.closing(color_files(todo, predictor, look)) as results:
         for result in results:
@@ -278,7 +277,7 @@ def _color_files(
     colored = sum(str(job.source) not in failed for job in todo)
     _log.info("colored %d of %d in %.1f s", colored, len(jobs), progress.seconds)
     if skipped:
-        _log.info("skipped %d that exist already; --overwrite colors them again", skipped)
+        _log.info("skipped %d that exist, such as %s; --overwrite colors them again", len(skipped), skipped[0])
     if failed:
         more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
         _log.info("not colored, %d: %s%s", len(failed), ", ".join(failed[:_NAMED]), more)

@@ -68,7 +68,7 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
     Raises:
         ImportError: if Gradio is not installed.
     """
-    gr = _gradio()
+    gr = import_gradio()
     usual = float(predictor.config.decode.temperature)
 
     def read(path: Path) -> Photo:
@@ -296,7 +296,12 @@ def make_page(predictor: Predictor, folder: Path, *, max_bytes: int, max_pixels:
     return page
 
 
-def _gradio() -> Any:
+def import_gradio() -> Any:
+    """Gradio.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
     try:
         import gradio
     except ImportError as e:

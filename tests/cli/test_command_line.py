@@ -40,7 +40,23 @@ print(sorted({{"jax", "flax", "tensorflow", "numpy", "PIL", "gradio"}} & sys.mod
     assert done.stdout.splitlines()[-1] == "[]"
     for command in COMMANDS:
         assert f"usage: colorjax {command}" in done.stdout
-    assert done.stdout.count("\nexamples:\n") == len(COMMANDS)
+    assert done.stdout.count("\nexamples:\n  colorjax ") == len(COMMANDS)
+
+
+def test_help_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert run("predict", "--help") == 0
+    described = capsys.readouterr().out.partition("\nColors ")[2].partition("positional arguments:")[0]
+    assert max(map(len, described.splitlines())) < 60
+    assert len(described.strip().split("\n\n")) == 2
+
+
+def test_the_page_without_gradio_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert run("demo") == 1
+    assert capsys.readouterr().err == "error: the page needs Gradio: pip install gradio\n"
 
 
 def test_importing_the_package_is_light_and_gives_the_predictor() -> None:

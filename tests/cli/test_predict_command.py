@@ -97,7 +97,7 @@ def test_a_folder_of_fifty_mixed_files(untrained: Path, tmp_path: Path, capsys: 
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert run(source / "rgb.png", source / "*.tif", "--out", out, "--checkpoint", untrained) == 1  # the truncated one
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
-    assert "rgb.png: skipped" in capsys.readouterr().err
+    assert f"such as {out / 'rgb.png'}; --overwrite colors them again" in capsys.readouterr().err
     options = ("--overwrite", "--saturation", 0, "--hint", "coffee", "--temperature", 1)
     assert run(source / "rgb.png", "--out", out, "--checkpoint", untrained, *options) == 0
     assert np.ptp(read_photo(out / "rgb.png").pixels.astype(int), axis=-1).max() <= 1
