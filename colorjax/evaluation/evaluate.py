@@ -48,8 +48,8 @@ from colorjax.run.workdir import (
 _log = logging.getLogger(__name__)
 
 _NOT_ASKED_FOR = {
-    "lpips": "LPIPS (--lpips_weights)",
-    "inception": "FID (--inception_weights)",
+    "lpips": "LPIPS (--lpips-weights)",
+    "inception": "FID (--inception-weights)",
     "efficientnet": "the Fréchet distance of EfficientNet-Lite0 features (--frechet)",
 }
 _PANEL_PHOTOS = 12

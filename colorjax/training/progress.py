@@ -15,7 +15,7 @@ from colorjax import atomic
 _log = logging.getLogger(__name__)
 
 # {bar} takes what the terminal's width leaves.
-_BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+_BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 
 
 class Progress:
@@ -70,7 +70,7 @@ class Progress:
         if not self._bar.disable:
             rate = self._bar.format_dict["rate"]
             speed = [f"{rate * self._batch_size:.3g} photos/s"] if rate else []
-            self._bar.set_postfix_str(", ".join([*speed, *self._shown(metrics)]), refresh=False)
+            self._bar.set_postfix_str(", ".join([*self._shown(metrics, narrow=True), *speed]), refresh=False)
         self._bar.update()
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
@@ -102,9 +102,11 @@ class Progress:
         if self._writer:
             self._writer.close()
 
-    def _shown(self, metrics: Mapping[str, float]) -> list[str]:
-        """The metrics that a person watches, the loss first."""
+    def _shown(self, metrics: Mapping[str, float], *, narrow: bool = False) -> list[str]:
+        """The metrics that a person watches, the loss first; where it is narrow, no sum beside the loss per pixel."""
         shown = [f"loss {metrics['loss']:.4g}" + (" (sum over pixels)" if self._summed else "")]
+        if narrow and self._summed and "color_loss" in metrics:
+            shown = []
         if "color_loss" in metrics:
             prior = f" (prior {metrics['prior_color_loss']:.4g})" if "prior_color_loss" in metrics else ""
             shown.append(f"color loss {metrics['color_loss']:.4g}{prior}")

@@ -306,7 +306,7 @@ def test_judges_see_the_photos_as_files_would_hold_them(evaluated: Path, split: 
     )
     np.testing.assert_allclose(_column(_read(evaluated / "per_photo.csv"), "lpips"), distances, rtol=0.02, atol=1e-4)
     assert "lpips" not in record["rows"]["truth"]
-    assert record["left_out"] == ["FID (--inception_weights)"]
+    assert record["left_out"] == ["FID (--inception-weights)"]
 
 
 def test_classes_average_their_photos(evaluated: Path) -> None:
@@ -372,7 +372,7 @@ def test_devices_batch_size_and_source_do_not_change_the_results(untrained: Path
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     assert "| prior | mean color |" in " ".join(run.stderr.split())
-    assert "Left out: LPIPS (--lpips_weights)" in run.stderr
+    assert "Left out: LPIPS (--lpips-weights)" in run.stderr
     assert not (other / "evaluation").exists()
     for name in ("per_photo.csv", "per_class.csv"):
         mine, theirs = (_read(folder / name) for folder in (tmp_path / "out", whole / "evaluation" / "test"))

@@ -19,7 +19,7 @@ RECORD: dict[str, Any] = {
     },
     "intervals": {"model": {"psnr": [21.123, 23.2], "mean_a": [6.5, 7.5], "top1": [0.1, 0.4]}},
     "frechet": {"inception": {"model": 55.5, "prior": 80.0, "gray": 90.0}},
-    "left_out": ["LPIPS (--lpips_weights)"],
+    "left_out": ["LPIPS (--lpips-weights)"],
 }
 
 
@@ -47,7 +47,7 @@ def test_the_text_reports_the_sweep_and_what_was_left_out() -> None:
     text = as_text(RECORD | {"sweep": rows, "agreeing_temperature": 0.4})
     assert "Predicted and true colorfulness agree at temperature 0.4." in text
     assert ["0.3", "20.3", "1"] in cells(text)
-    assert text.endswith("Left out: LPIPS (--lpips_weights).")
+    assert text.endswith("Left out: LPIPS (--lpips-weights).")
     assert "use a wider range" in as_text(RECORD | {"sweep": rows, "agreeing_temperature": None})
 
 
