@@ -2,12 +2,17 @@
 
 import argparse
 import logging
+import os
+import re
 import signal
+import sys
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from colorjax.cli import configuration
 from colorjax.cli.arguments import Parser, number, workdir
+from colorjax.cli.errors import UsageError, one_line, run_command
 
 DESCRIPTION = """Trains both stages of a configuration, then evaluates the colorizer on the test split.
 
@@ -54,11 +59,16 @@ def run(args: argparse.Namespace) -> None:
     if args.fields:
         print(configuration.describe(args.config, args.overrides))
         return
+    _check_hosts(args)
     config = configuration.load(args.config, args.overrides)
     if args.distributed:
         import jax
 
-        jax.distributed.initialize(args.coordinator, args.processes, args.process)
+        try:
+            jax.distributed.initialize(args.coordinator, args.processes, args.process)
+        except (ValueError, RuntimeError) as error:
+            where = "where JAX does not find the processes by itself, give --coordinator, --processes and --process"
+            raise UsageError(f"--distributed: {one_line(error)} ({where})") from error
     from colorjax.cli.terminal import log_to_terminal
     from colorjax.run import compilation
     from colorjax.run.workdir import local_path
@@ -66,12 +76,44 @@ def run(args: argparse.Namespace) -> None:
 
     log_to_terminal()
     compilation.keep_compiled_programs()
-    with termination(signal.SIGTERM, signal.SIGINT):
-        _train_and_evaluate(config, local_path(args.workdir))
+
+    def train_and_evaluate() -> None:
+        with termination(signal.SIGTERM, signal.SIGINT):
+            _train_and_evaluate(config, local_path(args.workdir))
+
+    if not args.distributed:
+        train_and_evaluate()
+        return
+    try:
+        status = run_command(train_and_evaluate, debug=args.debug)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if status:
+        _leave(status)
+
+
+def _check_hosts(args: argparse.Namespace) -> None:
+    """Refuses flags of several hosts that do not hold together."""
+    for name in ("coordinator", "processes", "process"):
+        if getattr(args, name) is not None and not args.distributed:
+            raise UsageError(f"--{name} is for several hosts: add --distributed")
+    if args.coordinator is not None and not re.fullmatch(r".+:\d+", args.coordinator):
+        raise UsageError(f"--coordinator is {args.coordinator!r}; it must be HOST:PORT, such as 10.0.0.1:1234")
+    if args.process is not None and args.processes is not None and args.process >= args.processes:
+        raise UsageError(f"--process is {args.process}; with --processes={args.processes} it must be below that")
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process as it is: jax.distributed would wait minutes for the other hosts, which wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _train_and_evaluate(config: Any, workdir: Path) -> None:
     from colorjax.evaluation.evaluate import evaluate
+    from colorjax.run.sharding import is_lost_host
     from colorjax.run.workdir import checkpoint_dir, evaluation_dir
     from colorjax.training.loop import train
 
@@ -85,6 +127,13 @@ def _train_and_evaluate(config: Any, workdir: Path) -> None:
     except SystemExit:
         _log.info("stopped; the same command goes on from the newest checkpoint in %s", workdir)
         raise
+    except Exception as error:
+        if not is_lost_host(error):
+            raise
+        raise ConnectionError(
+            "another host has ended or cannot be reached. The same command on every host goes on from the newest "
+            f"checkpoint. ({error})"
+        ) from error
     _log.info("checkpoints: %s", checkpoint_dir(workdir, "joint"))
     _log.info("pictures: %s", evaluation_dir(workdir, "test") / "panel.png")
     _log.info("next: colorjax predict PHOTO.jpg --out=colored --checkpoint=%s", workdir)

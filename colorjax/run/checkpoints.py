@@ -26,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from colorjax.data.errors import one_line
 from colorjax.model.program import TEACHER_HEAD, Tree
-from colorjax.run.sharding import barrier
+from colorjax.run.sharding import barrier, is_lost_host
 from colorjax.run.trees import require_same_shapes
 
 _log = logging.getLogger(__name__)
@@ -94,6 +94,8 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None and is_lost_host(error):
+            return  # a save ends on all hosts, or not at all
         try:
             self.close()
         except OSError:

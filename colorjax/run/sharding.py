@@ -1,11 +1,15 @@
 """The mesh of all devices, and the placement of arrays on it."""
 
+import re
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# How JAX's errors name an exchange with other hosts: on CPUs, on GPUs, and by its coordination service.
+_EXCHANGE = re.compile(r"\bGloo\b|\bNCCL\b|\b[Bb]arrier\b|\bUNAVAILABLE\b|\bDEADLINE_EXCEEDED\b")
 
 
 def make_mesh() -> Mesh:
@@ -41,3 +45,10 @@ def barrier(name: str) -> None:
     """Waits until every host has reached the barrier of this name; with one host, returns at once."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def is_lost_host(error: BaseException) -> bool:
+    """Whether the error is JAX's of an exchange with other hosts, which fails when one of them has ended."""
+    if jax.process_count() == 1 or not isinstance(error, (jax.errors.JaxRuntimeError, ValueError)):
+        return False
+    return bool(_EXCHANGE.search(str(error)))

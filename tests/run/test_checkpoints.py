@@ -3,6 +3,7 @@
 import logging
 import resource
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -265,13 +266,36 @@ def test_a_full_disk_is_named_before_anything_is_written(tmp_path: Path, monkeyp
 
 
 def test_an_error_in_the_block_is_not_hidden_by_a_failed_save(tmp_path: Path) -> None:
+    state = _state(1, 1)  # compiles, and keeps its programs in files
+
     def fail() -> None:
         with Checkpoints(tmp_path) as checkpoints:
-            checkpoints.save(_state(1, 1))
+            checkpoints.save(state)
             raise KeyError("first")
 
     with _no_file_over(100), pytest.raises(KeyError, match="first"):
         fail()
+
+
+@pytest.mark.timeout(60)
+def test_a_save_is_not_waited_for_when_another_host_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NeverSaved:
+        def result(self) -> None:
+            assert end.wait(60)
+
+    end = threading.Event()
+    monkeypatch.setattr(module.ocp, "save_checkpointables_async", lambda *args, **kwargs: NeverSaved())
+    lost = "UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:13202"
+    with pytest.raises(ValueError, match="closed by peer"), Checkpoints(tmp_path) as checkpoints:  # noqa: PT012
+        checkpoints.save(_state(1, 1))
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        raise ValueError(lost)
+    assert checkpoints.saving()
+    end.set()
+    assert not sharding.is_lost_host(ValueError("joint.batch_size is 6"))
+    assert not sharding.is_lost_host(OSError(lost))
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    assert not sharding.is_lost_host(ValueError(lost))
 
 
 def test_a_graft_takes_the_named_networks_and_leaves_the_others() -> None:
