@@ -60,6 +60,9 @@ def run(args: argparse.Namespace) -> None:
         print(configuration.describe(args.config, args.overrides))
         return
     _check_hosts(args)
+    from colorjax.cli.terminal import log_to_terminal
+
+    log_to_terminal()
     config = configuration.load(args.config, args.overrides)
     if args.distributed:
         import jax
@@ -69,12 +72,11 @@ def run(args: argparse.Namespace) -> None:
         except (ValueError, RuntimeError) as error:
             where = "where JAX does not find the processes by itself, give --coordinator, --processes and --process"
             raise UsageError(f"--distributed: {one_line(error)} ({where})") from error
-    from colorjax.cli.terminal import log_to_terminal
+    _log.info("training %s in %s", args.config, args.workdir)  # a word before imports that take seconds
     from colorjax.run import compilation
     from colorjax.run.workdir import local_path
     from colorjax.training.termination import termination
 
-    log_to_terminal()
     compilation.keep_compiled_programs()
 
     def train_and_evaluate() -> None:
