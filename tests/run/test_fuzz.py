@@ -1,5 +1,8 @@
-"""Whatever a file of a run, an export, a prior or a pack holds: only the documented errors, in one line."""
+"""Whatever a photo, color points, or a file of a run, an export, a prior or a pack holds: only the documented errors,
+in one line."""
 
+import functools
+import io
 import json
 import os
 from collections.abc import Callable
@@ -10,11 +13,14 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from PIL import Image, ImageCms
 
 from colorjax import color, data
 from colorjax.data import packed
 from colorjax.data.batches import Share
 from colorjax.data.prior import Prior
+from colorjax.photos import points
+from colorjax.photos.files import read_photo, write_photo
 from colorjax.run import portable, workdir
 from colorjax.run.portable import INDEX, NPZ, SAFETENSORS
 from configs import quickstart
@@ -51,6 +57,36 @@ def _read_pack(folder: Path) -> None:
             assert batch["label"].max() < len(source.info.class_names)
 
 
+def _write_image(folder: Path, *, format: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    exif = Image.Exif()
+    exif.update({0x0112: 6, 0x010E: "a cup", 0x011A: 72.0})
+    exif.get_ifd(0x8769).update({0x9003: "1931:05:01 00:00:00", 0x829A: 0.25})
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(pixels).save(folder / f"photo.{format}", format, exif=exif, icc_profile=profile)
+
+
+def _read_and_write_image(folder: Path, *, format: str) -> None:
+    photo = read_photo(folder / f"photo.{format}", max_pixels=10_000)
+    assert photo.pixels.dtype in (np.uint8, np.uint16)
+    for written in ("TIFF", "JPEG", "PNG", "WEBP"):  # its metadata go along
+        write_photo(photo.pixels, photo, io.BytesIO(), format=written)
+
+
+def _read_as_in_training(folder: Path, *, format: str) -> None:
+    import tensorflow as tf
+
+    from colorjax.data.photos import decode_photo
+
+    file = (folder / f"photo.{format}").read_bytes()
+    try:
+        pixels = decode_photo(tf.constant(file), resolution=8).numpy()
+    except tf.errors.OpError as error:  # which masks the photo
+        raise ValueError("it does not decode") from error
+    assert pixels.shape == (8, 8, 3)
+    assert pixels.dtype == np.uint8
+
+
 _READERS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object]]] = {
     # What is damaged: its file, how the folder is written and read.
     "safetensors": (SAFETENSORS, lambda folder: _write_tensors(folder, format="safetensors"), portable.read_tensors),
@@ -78,6 +114,27 @@ _READERS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object
         ),
         lambda folder: Prior.load(folder / "prior.npz"),
     ),
+    "color points": (
+        "points.json",
+        lambda folder: (folder / "points.json").write_text('{"a.jpg": [[12, 7, "#3060a0"]], "b.jpg": []}'),
+        lambda folder: points.read(folder / "points.json"),
+    ),
+    **{
+        f"photo, {format}": (
+            f"photo.{format}",
+            functools.partial(_write_image, format=format),
+            functools.partial(_read_and_write_image, format=format),
+        )
+        for format in ("jpeg", "png", "tiff", "webp")
+    },
+    **{
+        f"training photo, {format}": (
+            f"photo.{format}",
+            functools.partial(_write_image, format=format),
+            functools.partial(_read_as_in_training, format=format),
+        )
+        for format in ("jpeg", "png")
+    },
     **{
         f"pack's {name}": (name, _write_pack, _read_pack)
         for name in ("meta.json", "test.images.npy", "test.labels.npy", "test.crc32.npy")

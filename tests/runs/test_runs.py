@@ -7,6 +7,7 @@ Everything is compared with one undisturbed run.
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import struct
@@ -223,6 +224,30 @@ def test_a_run_killed_in_a_save_and_terminated_ends_as_if_it_had_not_been(
     launcher.train(tmp_path).end()
     assert_same_run(tmp_path, undisturbed[0])
     assert len(list((tmp_path / "joint" / "panels").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_disk_that_was_full_and_a_damaged_checkpoint_change_no_bit(
+    launcher: Launcher, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = launcher.train(tmp_path)
+    run.wait_for_output("pretrain 1/")
+    _, hard = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (10_000, hard))
+    run.wait_for_output(f"warning: the checkpoint of step {SAVE_EVERY} is not saved: File too large")
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    assert "The next save tries again" in run.end()
+    assert_same_run(tmp_path, undisturbed[0])
+
+    newest_file = max((tmp_path / "joint/checkpoints" / str(STEPS["joint"]) / "params").rglob("d/*"), key=file_size)
+    newest_file.write_bytes(newest_file.read_bytes()[: file_size(newest_file) // 2])
+    first_lost = STEPS["joint"] - SAVE_EVERY + 1
+    assert f"steps {first_lost} to {STEPS['joint']} are lost" in launcher.train(tmp_path).end()
+    assert_same_run(tmp_path, undisturbed[0])
+
+
+def file_size(path: Path) -> int:
+    return path.stat().st_size
 
 
 @pytest.mark.slow
