@@ -19,6 +19,7 @@ from colorjax.cli.errors import UsageError, as_usage_error, discard_stdout, one_
 
 if TYPE_CHECKING:
     from colorjax.photos.inputs import Job
+    from colorjax.photos.keyframes import Keyframe
     from colorjax.photos.pipeline import Look, Result
     from colorjax.photos.points import Point
     from colorjax.photos.predictor import Predictor
@@ -33,6 +34,7 @@ colorjax predict old.jpg --out colored
 colorjax predict scans/ --recursive --out colored --format png
 colorjax predict old.jpg --out colored --point '120,80,#3060a0' --candidates 3
 colorjax predict film.mp4 --out colored --checkpoint runs/paper
+colorjax predict film.mp4 --out colored --keyframe first.png --keyframe second.png@12.5
 colorjax predict - < old.jpg > colored.jpg
 """
 
@@ -95,6 +97,13 @@ def add_arguments(parser: Parser) -> None:
         metavar="0…0.99",
         help="of a film's colors over time; 0 is none",
     )
+    add(
+        "--keyframe",
+        action="append",
+        metavar="FILE[@SECONDS]",
+        help="a colored picture of one frame of the one film; it guides the frames that follow, until the next "
+        "keyframe or cut; without a time its frame is found by the lightness; may be given several times",
+    )
     add = parser.add_argument_group("the work").add_argument
     add(
         "--size",
@@ -119,10 +128,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--candidates does not go with -; give a file and --out")
     if args.point and args.points:
         raise UsageError("--point does not go with --points; put all points into the file")
+    if args.keyframe and args.out is None:
+        raise UsageError("--keyframe does not go with -; give a film and --out")
     # Here, so that --help is quick.
     from PIL import Image
 
-    from colorjax.photos import points
+    from colorjax.photos import keyframes, points
     from colorjax.photos.files import read_photo
     from colorjax.photos.inputs import find_jobs
     from colorjax.photos.pipeline import Look
@@ -136,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
         given = points.checked(args.point or [])
     with as_usage_error(OSError, ValueError, flag="--points"):
         given = points.read(args.points) if args.points else given
+    with as_usage_error(OSError, ValueError, flag="--keyframe"):
+        accepted = [keyframes.read(text) for text in args.keyframe or []]
     with as_usage_error(FileNotFoundError, ValueError, flag="--checkpoint"):
         checkpoint = locate(args.checkpoint)
     compilation.keep_compiled_programs()
@@ -167,6 +180,7 @@ def run(args: argparse.Namespace) -> int:
             options = {"recursive": args.recursive, "format": args.format, "uncertainty": args.uncertainty}
             jobs = list(find_jobs(args.inputs, args.out, **options, candidates=args.candidates))
             jobs = _with_points(jobs, given) if given else jobs
+            jobs = _with_keyframes(jobs, accepted) if accepted else jobs
             return _color_files(jobs, predictor, look, args)
         except KeyboardInterrupt:
             _log.warning("interrupted: the files that are written are complete")
@@ -215,6 +229,23 @@ def _with_points(
             raise UsageError(f"{job.source} is a film; points are for photos")
         jobs[i] = replace(job, points=tuple(its_points))
     return jobs
+
+
+def _with_keyframes(
+    jobs: "list[Job | OSError | ValueError]", given: "list[Keyframe]"
+) -> "list[Job | OSError | ValueError]":
+    """The jobs, of which the one film has the keyframes.
+
+    Raises:
+        UsageError: if there are several inputs, or it is a photo.
+    """
+    found = [job for job in jobs if not isinstance(job, Exception)]
+    if len(found) > 1:
+        raise UsageError(f"keyframes are for one film, and there are {len(found)} inputs; give the film alone")
+    for job in found:
+        if not job.is_film:
+            raise UsageError(f"{job.source} is a photo; --keyframe is for films, and --point colors a part of a photo")
+    return [job if isinstance(job, Exception) else replace(job, keyframes=tuple(given)) for job in jobs]
 
 
 def _color_pipe(predictor: "Predictor", look: "Look", format: str | None, points: "list[Point]") -> int:

@@ -2,20 +2,25 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from colorjax import atomic
-from colorjax.photos.predictor import Predictor
+from colorjax.photos.keyframes import Guidance, Keyframe, find
+from colorjax.photos.predictor import Prediction, Predictor
+
+_log = logging.getLogger(__name__)
 
 _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}  # ffmpeg's names
 
@@ -56,13 +61,68 @@ class Smoother:
         Returns:
             float32 [h, w, 2], smoothed.
         """
-        if self._ab is not None and self._guide is not None:
-            change = np.abs(guide - self._guide)
-            if change.mean() < _CUT:
-                keep = self._keep * np.exp(-np.square(change / _MOVED))[..., None]
-                ab = (keep * self._ab + (1 - keep) * ab).astype(np.float32)
+        if self._ab is not None and self._guide is not None and not is_cut(self._guide, guide):
+            keep = self._keep * np.exp(-np.square((guide - self._guide) / _MOVED))[..., None]
+            ab = (keep * self._ab + (1 - keep) * ab).astype(np.float32)
         self._ab, self._guide = ab, guide
         return ab
+
+    def restart(self) -> None:
+        """Forgets the frames until now."""
+        self._ab = self._guide = None
+
+
+def is_cut(guide: np.ndarray, following: np.ndarray) -> bool:
+    """Whether the film is cut between two frames, by their L: float32 [h, w] each."""
+    return bool(np.abs(following - guide).mean() >= _CUT)
+
+
+def color_frames(
+    frames: Generator[np.ndarray],
+    predictor: Predictor,
+    *,
+    temperature: float | None = None,
+    saturation: float = 1.0,
+    style: np.ndarray | None = None,
+    hint: str | None = None,
+    smoothing: float = 0.8,
+    keyframes: Mapping[int, Keyframe] | None = None,
+) -> Generator[list[Prediction]]:
+    """Colors a film's frames, and yields them in batches.
+
+    Args:
+        frames: uint8 [H, W, 3] each; closed at the end.
+        predictor: the colorizer.
+        temperature, saturation, style, hint: as in `Predictor.colorize`. Saturation does not change what keyframes add.
+        smoothing: as in `Smoother`, which starts anew at a keyframe.
+        keyframes: by the number of their frame, from 0. Each guides its frame and those that follow, until the next
+            keyframe or the next cut.
+
+    Yields:
+        Predictions whose `color` is the frames' ab, ready to render.
+    """
+    smoother = Smoother(smoothing)
+    guidance: Guidance | None = None
+    before: np.ndarray | None = None
+    number = 0
+    for batch in _batches(frames, predictor.batch_size):
+        colored: list[Prediction] = []
+        for prediction in predictor.predict(batch, style=style, hint=hint):
+            ab = np.float32(saturation) * prediction.ab(temperature=temperature)
+            if keyframes and number in keyframes:
+                guidance = Guidance(keyframes[number], prediction, ab)
+                smoother.restart()
+            elif guidance and before is not None:
+                if is_cut(before, prediction.guide):
+                    guidance = None
+                else:
+                    guidance.follow(prediction.photo)
+            if guidance:
+                ab = ab + guidance(prediction)
+            before = prediction.guide
+            colored.append(replace(prediction, color=smoother(ab, before)))
+            number += 1
+        yield colored
 
 
 def colorize_video(
@@ -75,6 +135,7 @@ def colorize_video(
     style: np.ndarray | None = None,
     hint: str | None = None,
     smoothing: float = 0.8,
+    keyframes: Sequence[Keyframe] = (),
 ) -> int:
     """Colors a film. Its sound, frame rate and size stay; an odd size is padded to an even one for H.264.
 
@@ -84,33 +145,40 @@ def colorize_video(
         predictor: the colorizer.
         temperature, saturation, style, hint: as in `Predictor.colorize`.
         smoothing: as in `Smoother`.
+        keyframes: colored pictures of some frames, in any order. Each guides the frames that follow, until the next
+            keyframe or the next cut. The film is then read twice.
 
     Returns:
         The number of frames.
 
     Raises:
         FileNotFoundError: if ffmpeg is not installed.
-        ValueError: if ffmpeg cannot read or write the film; quotes ffmpeg.
+        ValueError: if ffmpeg cannot read or write the film, which quotes ffmpeg; or a keyframe does not belong to it.
     """
     if not shutil.which("ffmpeg") or not shutil.which("ffprobe"):
         raise FileNotFoundError("films need ffmpeg and ffprobe: install ffmpeg")
-    smoother = Smoother(smoothing)
     rate, sample_aspect = _probe(source)
+    shown: dict[int, Keyframe] = {}
+    if keyframes:
+        per_second = float(Fraction(rate))
+        with contextlib.closing(_frames(source, rate)) as all_frames:
+            shown = find(keyframes, all_frames, rate=per_second, film=source.name)
+        for number, keyframe in sorted(shown.items()):
+            _log.info("%s: %s guides it from %.2f s", source, keyframe.name, number / per_second)
+    options: dict[str, Any] = {"temperature": temperature, "saturation": saturation, "style": style, "hint": hint}
+    options |= {"smoothing": smoothing, "keyframes": shown}
     frames = 0
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(atomic.replacing(target))
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         encoder: _Encoder | None = None
-        for batch in _batches(_frames(source, rate), predictor.batch_size):
+        batches = color_frames(_frames(source, rate), predictor, **options)
+        for batch in stack.enter_context(contextlib.closing(batches)):
             if encoder is None:
-                height, width = batch[0].shape[:2]
+                height, width = batch[0].photo.shape[:2]
                 suffix = target.suffix.lower()
                 encoder = stack.enter_context(_Encoder(source, temporary, suffix, height, width, rate, sample_aspect))
-            smoothed = [
-                replace(p, color=smoother(p.ab(temperature=temperature), p.guide))
-                for p in predictor.predict(batch, style=style, hint=hint)
-            ]
-            for rgb in pool.map(lambda p: p.render(saturation=saturation), smoothed):
+            for rgb in pool.map(lambda p: p.render(), batch):
                 encoder.write(rgb)
             frames += len(batch)
         if encoder is None:
@@ -132,7 +200,7 @@ def _probe(source: Path) -> tuple[str, str]:
     return rate, aspect if aspect[:2] != "0/" else "1/1"
 
 
-def _frames(source: Path, rate: str) -> Iterator[np.ndarray]:
+def _frames(source: Path, rate: str) -> Generator[np.ndarray]:
     """The frames, uint8 [H, W, 3], upright, at a constant rate, so that the sound stays with them."""
     command = ["ffmpeg", "-nostdin", "-v", "error", *_confined(source), "-map", "0:v:0", "-r", rate]
     command += ["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"]
@@ -210,8 +278,8 @@ def _confined(source: Path) -> list[str]:
     return ["-protocol_whitelist", "file,pipe", "-i", f"file:{source}"]
 
 
-def _batches(frames: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    with contextlib.closing(frames):  # pyright: ignore[reportArgumentType] (a generator can be closed)
+def _batches(frames: Generator[np.ndarray], size: int) -> Generator[list[np.ndarray]]:
+    with contextlib.closing(frames):
         batch = []
         for frame in frames:
             batch.append(frame)

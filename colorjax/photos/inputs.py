@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from colorjax.photos import files, films
+from colorjax.photos.keyframes import Keyframe
 from colorjax.photos.points import Point
 
 _LONGEST_NAME = 255  # bytes, in nearly all file systems
@@ -22,6 +23,7 @@ class Job:
         uncertainty: where a map of the uncertainty goes; None for none, and for a film.
         candidates: where the photo's other candidates go, from the second on; none of a film.
         points: color points of the photo.
+        keyframes: of the film.
     """
 
     source: Path
@@ -29,6 +31,7 @@ class Job:
     uncertainty: Path | None = None
     candidates: tuple[Path, ...] = ()
     points: tuple[Point, ...] = ()
+    keyframes: tuple[Keyframe, ...] = ()
 
     @property
     def is_film(self) -> bool:

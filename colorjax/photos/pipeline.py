@@ -149,6 +149,7 @@ def _color_film(job: Job, predictor: Predictor, look: Look) -> Result:
             style=look.style,
             hint=look.hint,
             smoothing=look.smoothing,
+            keyframes=job.keyframes,
         )
     except (OSError, ValueError) as error:
         return Result(job, error)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ import skimage.color
 from PIL import Image
 
 from colorjax.cli import main, predict
-from colorjax.photos import pipeline, predictor
+from colorjax.photos import films, pipeline, predictor
 from colorjax.photos.files import read_photo
 from colorjax.photos.predictor import Predictor
 from colorjax.run import locate
@@ -317,6 +318,50 @@ def test_points_and_candidates_of_photos(loaded: Predictor, tmp_path: Path, caps
     film.write_bytes(b"")
     assert run(film, "--out", out, *one) == 2
     assert "film.mp4 is a film; points are for photos" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="films need ffmpeg")
+@pytest.mark.usefixtures("shared")
+def test_a_keyframe_guides_a_film(loaded: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo, accepted, out = save_photo(tmp_path / "photo.png"), tmp_path / "accepted.png", tmp_path / "out"
+    film = tmp_path / "film.mkv"
+    make = ["ffmpeg", "-v", "error", "-framerate", "10", "-loop", "1", "-i", str(photo), "-frames:v", "4"]
+    subprocess.run([*make, "-c:v", "libx264", "-crf", "10", "-pix_fmt", "yuv444p", str(film)], check=True)
+    given = [(8, 8, "#4060c0"), (50, 40, "#30a040")]
+    (prediction,) = loaded.predict([read_photo(photo).array], points=[given])
+    picture = prediction.render()
+    Image.fromarray(picture).save(accepted)
+
+    assert run(film, "--out", out / "without") == 0
+    capsys.readouterr()
+    assert run(film, "--out", out / "with", "--keyframe", f"{accepted}@0.1") == 0
+    assert "accepted.png guides it from 0.10 s" in capsys.readouterr().err
+    with_it, without = (list(films._frames(out / name / "film.mkv", "10")) for name in ("with", "without"))
+
+    def distance(frame: np.ndarray) -> float:
+        return float(
+            np.linalg.norm((skimage.color.rgb2lab(frame) - skimage.color.rgb2lab(picture))[..., 1:], axis=-1).mean()
+        )
+
+    assert len(with_it) == len(without) == 4
+    assert distance(with_it[0]) == pytest.approx(distance(without[0]), rel=0.1)
+    for guided, plain in zip(with_it[1:], without[1:], strict=True):
+        assert distance(guided) < 0.5 * distance(plain)
+
+    gray = tmp_path / "gray.png"
+    Image.fromarray(picture).convert("L").save(gray)
+    for inputs, keyframe, status, message in (
+        ((film,), tmp_path / "no.png", 2, "--keyframe: "),
+        ((film,), gray, 2, "gray.png is gray; give a colored picture of a frame"),
+        ((film,), f"{accepted}@later", 2, "'later' is not a time; write FILE@SECONDS"),
+        ((film,), f"{accepted}@7", 1, "is at 7 s, and film.mkv lasts 0.40 s"),
+        ((photo,), accepted, 2, "photo.png is a photo; --keyframe is for films"),
+        ((film, photo), accepted, 2, "keyframes are for one film, and there are 2 inputs"),
+    ):
+        assert run(*inputs, "--out", tmp_path / "none", "--keyframe", keyframe) == status
+        assert message in capsys.readouterr().err
+    assert run("-", "--keyframe", accepted) == 2
+    assert "--keyframe does not go with -; give a film and --out" in capsys.readouterr().err
 
 
 def save_photo(path: Path) -> Path:
