@@ -356,7 +356,9 @@ def scaled(features: int, width: float) -> int:
 
 def upsample(x: jax.Array) -> jax.Array:
     """Nearest-neighbor, twofold: [B, H, W, C] -> [B, 2H, 2W, C]."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
+    batch, height, width, channels = x.shape
+    fourfold = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return fourfold.reshape(batch, 2 * height, 2 * width, channels)
 
 
 def _chain(layers: Sequence[Callable[[jax.Array], jax.Array]], x: jax.Array) -> jax.Array:

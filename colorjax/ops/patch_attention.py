@@ -104,10 +104,15 @@ _MAX_BLOCKS = 8
 _LANES = 128
 
 
+def _symbolic(*sizes: int) -> bool:
+    """Whether a size is a symbol, as jax.export has them."""
+    return not all(isinstance(size, int) for size in sizes)
+
+
 def _blocks(height: int, width: int, batch: int, channels: int) -> int:
     """The number of blocks of rows: `_BLOCK` numbers each at most, but few, as a device may have part of the batch."""
-    if not all(isinstance(size, int) for size in (height, width, batch)):
-        return 1  # symbolic sizes (jax.export)
+    if _symbolic(height, width, batch):
+        return 1
     wanted = math.ceil(height * width * batch * max(channels, _LANES) / _BLOCK)
     return max(1, min(wanted, _MAX_BLOCKS, height))
 
@@ -177,6 +182,10 @@ def _summed(
     batch, channels = padded.shape[2:]
     count = _blocks(height, width, batch, channels)
     rows = -(-height // count)
+    if channels < _LANES and not _symbolic(height, width, batch):
+        # The products have columns in the sublanes. With the values in the same layout, their slice is part of the
+        # product's kernel. In the layout of most networks around it, every turn of the loop would copy its slice first.
+        padded = with_layout_constraint(padded, Layout(major_to_minor=(0, 2, 1, 3)))
 
     def summed(top: jax.Array | int) -> jax.Array:
         def part(x: jax.Array, shifted: bool) -> jax.Array:

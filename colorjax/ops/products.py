@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 
@@ -35,8 +36,9 @@ def float32_sums(operation: Callable[..., jax.Array], *, factors: DTypeLike) -> 
             return product(x, kernel, preferred_element_type=jnp.float32)
 
         def backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-            # JAX's own gradient of `widened` would multiply in float32.
-            return jax.vjp(product, *residuals)[1](cotangent.astype(factors))
+            # JAX's own gradient of `widened` would multiply in float32. Without the barrier the compiler for TPUs would
+            # compute the cotangent anew in the kernel of each product.
+            return jax.vjp(product, *residuals)[1](lax.optimization_barrier(cotangent.astype(factors)))
 
         widened.defvjp(lambda x, kernel: (widened(x, kernel), (x, kernel)), backward)
         return widened(x, kernel)
