@@ -138,6 +138,8 @@ def evaluate(
         return scores, photos
 
     share = Share(eval_batch_size(mesh.devices.size), jax.process_index(), jax.process_count())
+    if jax.process_index() == 0:
+        _log.info("evaluating step %d of the %s stage on %s %s; it compiles first", step, stage, info.name, split)
     index, labels, scores = split_pass.scores(measure, config, split, share)
     if not len(index):
         raise ValueError(f"the {split} split of {info.name} has no photo that decodes")
@@ -147,7 +149,7 @@ def evaluate(
         if stage == "pretrain":
             raise ValueError(
                 f"the classes of {info.name} are not those that {workdir} was trained on ({workdir / 'classes.json'}): "
-                "give the original photos with --data_dir"
+                "give the original photos with --data-dir"
             )
         for metric in ("top1", "top5"):
             scores["model"].pop(metric, None)

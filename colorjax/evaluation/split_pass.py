@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from colorjax import data
 from colorjax.data.batches import Share, center_crop
@@ -30,12 +31,16 @@ def scores(measure: Measure, config: Config, split: str, share: Share) -> tuple[
         batch, measured = pending.pop(0)
         local.append((batch["mask"], batch["label"], jax.tree.map(sharding.local_rows, measured)))
 
-    for batch in _batches(config, split, share):
-        pending.append((batch, measure(batch)[0]))
-        if len(pending) > 1:  # the devices already work on the next one
+    # None shows the bar on a terminal only.
+    options = {"dynamic_ncols": True, "leave": False, "disable": True if share.process_index else None}
+    with tqdm(total=data.dataset_info(config.data).sizes.get(split), desc=split, unit=" photos", **options) as bar:
+        for batch in _batches(config, split, share):
+            pending.append((batch, measure(batch)[0]))
+            if len(pending) > 1:  # the devices already work on the next one
+                fetch()
+                bar.update(share.batch_size)
+        while pending:
             fetch()
-    while pending:
-        fetch()
     joined = jax.tree.map(lambda *rows: np.concatenate(rows), *local)
     mask, labels, scores = jax.tree.map(lambda rows: _from_all_hosts(rows, share), joined)
     index = np.flatnonzero(mask > 0)
