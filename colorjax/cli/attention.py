@@ -7,7 +7,8 @@ from colorjax.cli.arguments import CHECKPOINT, Parser
 from colorjax.cli.errors import UsageError, as_usage_error
 
 DESCRIPTION = """Draws what a colorizer's attentions look at from a point of a photo: the self-attention at the output,
-over the whole photo, and the weights of the patchwise attention at its three resolutions. It writes one picture."""
+over the whole photo, and the weights of the patchwise attention at its three resolutions. It writes one picture, in
+which an attention that the colorizer lacks is left out."""
 
 EXAMPLES = """
 colorjax attention old.jpg --at 120,80 --out attention.png

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from colorjax.model.colorizer import Classifier, Colorizer
+from colorjax.model.colorizer import AttentionWeights, Classifier, Colorizer
 
 Tree = dict[str, Any]
 """Nested dicts of arrays, keyed by the names of networks and layers."""
@@ -37,6 +37,13 @@ class Program:
             model.eval()
         outputs = model(*args, **kwargs)
         return outputs, _named(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    def attention_weights(self, params: Tree, stats: Tree, l: jax.Array, *, x: Any, y: Any) -> AttentionWeights:
+        """Where a Colorizer's attentions look from a place; arguments as of `Colorizer.attention_weights`."""
+        model = self.merged(params, stats)
+        assert isinstance(model, Colorizer)
+        model.eval()
+        return model.attention_weights(l, x=x, y=y)
 
     def merged(self, params: Tree, stats: Tree) -> nnx.Module:
         """The NNX model with these parameters, without the teacher's head, and these statistics."""

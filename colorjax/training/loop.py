@@ -21,10 +21,10 @@ from colorjax.data.batches import center_crop, eval_batch_size
 from colorjax.data.teacher import Teacher
 from colorjax.model.networks import scaled
 from colorjax.model.program import TEACHER_HEAD, Tree, abstract_model, init_model
-from colorjax.run import sharding
+from colorjax.run import compilation, sharding
 from colorjax.run.checkpoints import Checkpoints, require_space, set_aside_damaged
 from colorjax.run.config import STAGES, Config, validate
-from colorjax.run.pictures import panel
+from colorjax.run.pictures import ATTENTION_SIDE, draw_attention, panel
 from colorjax.run.prior import check_prior, load_prior
 from colorjax.run.workdir import (
     bind_config,
@@ -217,6 +217,26 @@ def _train_stage(
             Image.fromarray(picture).save(temporary, "PNG")
         progress.picture(step, "gray | predicted | true", picture)
 
+    compiled_attention: Any = None
+
+    def show_attention(step: int, batch: data.Batch) -> None:
+        nonlocal compiled_attention
+        if jax.process_index() != 0 or not (config.model.patch_attention or config.model.output_attention != "none"):
+            return
+        photo = np.asarray(center_crop(batch["image"], config.data.image_size))[0]
+        # The state is whole on every device, so this host needs no other.
+        params, stats = jax.tree.map(lambda x: x.addressable_data(0), (state.params, state.stats))
+        args = (params, stats, color.lightness(photo[None], gray=False))
+        middle = np.float32(0.5)
+        if compiled_attention is None:
+            look = functools.partial(program.attention_weights, x=middle, y=middle)
+            jitted = jax.jit(look, compiler_options=compilation.compiler_options())
+            compiled_attention = _compile(jitted, *args, name=f"{stage} picture of the attention")
+        weights = jax.device_get(compiled_attention(*args))
+        shown = np.asarray(Image.fromarray(photo).resize((ATTENTION_SIDE, ATTENTION_SIDE)))
+        picture = draw_attention(shown, (0.5, 0.5), weights, size=config.data.image_size)
+        progress.picture(step, "where attention looks from the middle", picture)
+
     compiled_eval_step: Any = None
 
     def validate_step(step: int) -> None:
@@ -238,6 +258,7 @@ def _train_stage(
                 measured[-1] = jax.device_get(measured[-1])
             elif colored is not None:
                 save_panel(step, batch, colored)
+                show_attention(step, batch)
             measured.append(logged)
             if stop.requested():
                 stop.exit()

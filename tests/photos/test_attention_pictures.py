@@ -93,23 +93,43 @@ def test_the_command_draws_one_picture(untrained: Path, tmp_path: Path, capsys: 
 def test_a_variant_without_an_attention(untrained: Path) -> None:
     trained = load_trained(untrained)
     photo = np.zeros((30, 50), np.uint8)
-    for name, value in (("patch_attention", False), ("output_attention", "none"), ("fusion", False)):
+    without_output, without_patches = {"output_attention": "none"}, {"patch_attention": False}
+    for changes in (without_output, without_patches, {"fusion": False}, without_output | without_patches):
         config = trained.config.copy_and_resolve_references().unlock()
-        config.model[name] = value
-        variant = replace(trained, config=config)
-        if name == "output_attention":
-            with pytest.raises(ValueError, match=r"no self-attention at its output \(model\.output_attention 'none'\)"):
-                attention_weights(variant, photo, (1, 1))
+        config.model.update(changes)
+        if len(changes) == 2:
+            with pytest.raises(
+                ValueError, match=r"no attention \(model\.output_attention 'none', patch_attention False"
+            ):
+                attention_weights(replace(trained, config=config), photo, (1, 1))
             continue
         program, params, stats = abstract_model(config, "joint", classes=8)
+        place = {"x": jnp.float32(0.5), "y": jnp.float32(0.5)}
+        shapes = jax.eval_shape(
+            lambda params, stats, program=program, place=place: program.attention_weights(
+                params, stats, jnp.zeros((1, 32, 32, 1)), **place
+            ),
+            params,
+            stats,
+        )
+        assert (shapes.output is None) == (changes == without_output)
+        assert [x.shape for x in shapes.patches] == ([] if changes == without_patches else [(1, 3, 3)] * 3)
+        ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
+        panels = 1 + len(jax.tree.leaves(shapes))
+        assert draw_attention(photo, (1, 1), ones, size=32).shape[1] == panels * 296 + 8
 
-        def weights(params: Any, stats: Any, program: Any = program) -> Any:
-            model: Any = program.merged(params, stats)
-            model.eval()
-            return model.attention_weights(jnp.zeros((1, 32, 32, 1)), x=jnp.float32(0.5), y=jnp.float32(0.5))
 
-        shapes = jax.eval_shape(weights, params, stats)
-        assert shapes.output.shape == (1, 16, 16)
-        assert [x.shape for x in shapes.patches] == ([] if name == "patch_attention" else [(1, 3, 3)] * 3)
-        zeros = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
-        assert draw_attention(photo, (1, 1), zeros, size=32).shape[1] == (2 + len(shapes.patches)) * 296 + 8
+def test_the_patches_are_drawn_where_there_is_no_output_attention(untrained: Path) -> None:
+    trained = load_trained(untrained)
+    photo = np.random.default_rng(0).integers(0, 255, (30, 50), np.uint8)
+    whole = attention_weights(trained, photo, (20, 10))
+    config = trained.config.copy_and_resolve_references().unlock()
+    config.model.output_attention = "none"
+    params, stats = ({name: dict(x) for name, x in tree.items()} for tree in (trained.params, trained.stats))
+    for tree in (params, stats):
+        del tree["colorization"]["attention"]
+    weights = attention_weights(replace(trained, config=config, params=params, stats=stats), photo, (20, 10))
+    assert weights.output is None
+    # What the output attention does comes after them.
+    for one, other in zip(weights.patches, whole.patches, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)

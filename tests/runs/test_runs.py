@@ -4,6 +4,7 @@ from TensorFlow, and given a wrong configuration.
 Everything is compared with one undisturbed run.
 """
 
+import io
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,8 +91,15 @@ def undisturbed(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def scalars(directory: Path) -> dict[str, list[int]]:
-    """Tag -> steps of TensorBoard's files, which are TFRecords of Event messages."""
+    """Tag -> steps of TensorBoard's files."""
     steps: dict[str, list[int]] = {}
+    for step, value in values(directory):
+        steps.setdefault(value.tag, []).append(step)
+    return steps
+
+
+def values(directory: Path) -> Iterator[tuple[int, Any]]:
+    """Step and value of all in TensorBoard's files, which are TFRecords of Event messages."""
     for path in sorted(directory.glob("events.out.tfevents.*")):
         content, at = path.read_bytes(), 0
         while at < len(content):
@@ -100,8 +109,7 @@ def scalars(directory: Path) -> dict[str, list[int]]:
             )
             at += size + 16  # the size, its checksum, the message, its checksum
             for value in event.summary.value:
-                steps.setdefault(value.tag, []).append(event.step)
-    return steps
+                yield event.step, value
 
 
 def gray_psnr() -> float:
@@ -148,6 +156,19 @@ def test_both_stages_leave_what_they_promise(undisturbed: tuple[Path, str]) -> N
         picture = np.asarray(Image.open(panel))
         assert picture.shape[1] == 4 + 3 * (IMAGE_SIZE + 4)  # gray, predicted, true, and the gaps
         assert picture.std() > 0
+    of_tag: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for step, value in values(workdir / "joint"):
+        if value.HasField("image"):
+            picture = np.asarray(Image.open(io.BytesIO(value.image.encoded_image_string)))
+            of_tag.setdefault(value.tag, []).append((step, picture))
+    assert {tag: [step for step, _ in pictures] for tag, pictures in of_tag.items()} == {
+        "gray___predicted___true": [8, 16],
+        "where_attention_looks_from_the_middle": [8, 16],
+    }
+    (_, before), (_, after) = of_tag["where_attention_looks_from_the_middle"]
+    assert before.shape == (288 + 38, 5 * 296 + 8, 3)  # the photo, the output attention and three patches
+    np.testing.assert_array_equal(before[:, :290], after[:, :290])
+    assert (before[:, 304:] != after[:, 304:]).any()
 
     evaluation = json.loads((workdir / "evaluation" / "test" / "metrics.json").read_text())
     assert (evaluation["stage"], evaluation["step"]) == ("joint", STEPS["joint"])
