@@ -20,8 +20,9 @@ from test_layout import OWNERS
 
 import colorjax
 from benchmarks import __main__ as benchmarks
-from colorjax.cli import COMMANDS, arguments, configuration
+from colorjax.cli import COMMANDS, arguments, configuration, main
 from colorjax.evaluation.summary import METRICS
+from colorjax.run import compilation
 from colorjax.study import rows
 
 ROOT = Path(__file__).parent.parent
@@ -185,6 +186,16 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[1] == version  # pyright: ignore
 
 
+def test_the_places_that_contributors_are_sent_to_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    files = [ROOT / path for path in re.findall(r"`((?:colorjax|configs|benchmarks)/[\w/.]*)`", text)]
+    assert [path for path in files if not path.exists()] == []
+    code = "".join(path.read_text() for path in files if path.suffix == ".py")
+    names = re.findall(r"`([A-Z_]{4,})`", text)
+    assert names
+    assert [name for name in names if not re.search(rf"^{name}(:.*)? = ", code, flags=re.M)] == []
+
+
 def test_every_row_is_described() -> None:
     text = (ROOT / "docs" / "reproduce.md").read_text()
     cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
@@ -255,6 +266,36 @@ def test_the_readmes_commands_run(untrained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_guides_commands_run(untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that color, draw and export; films, pipes and evaluations have tests of their own."""
+    monkeypatch.chdir(tmp_path)
+    unoptimized = {"xla_backend_optimization_level": 0}  # compiles faster
+    monkeypatch.setattr(compilation, "compiler_options", lambda: unoptimized)
+    shutil.copytree(untrained, tmp_path / "runs" / "vivid")
+    (tmp_path / "scans" / "b").mkdir(parents=True)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (180, 320), np.uint8))
+    for name in ("old.jpg", "frame.png", "coffee.png", "scans/old.jpg", "scans/a.tif", "scans/b/scan.png"):
+        photo.save(tmp_path / name)
+    (points,) = (block for language, block in fenced(ROOT / "docs" / "points.md") if language == "json")
+    (tmp_path / "points.json").write_text(points)
+    ran = set()
+    for page in ("color", "points", "insight", "export"):
+        for name, *words in colorjax_arguments(ROOT / "docs" / f"{page}.md"):
+            if name not in ("predict", "attention", "export") or {"film.mp4", "-"} & set(words):
+                continue
+            if not any(word.startswith(("--checkpoint", "--workdir")) for word in words):
+                words += ["--checkpoint", "runs/vivid"]
+            with pytest.raises(SystemExit) as exit:
+                main([name, *words, *(["--overwrite"] if name == "predict" else [])])
+            assert exit.value.code == 0, (name, words)
+            ran.add(name)
+    assert ran == {"predict", "attention", "export"}
+    colored = ("old.jpg", "old-candidate3.jpg", "old.jpg.uncertainty.png", "a.png", "b/scan.png")
+    made = [*(f"colored/{name}" for name in colored), "attention.png", "FOLDER/model.safetensors"]
+    assert [name for name in made if not (tmp_path / name).is_file()] == []
+
+
+@pytest.mark.slow
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster
     notebook = nbformat.read(ROOT / "notebooks" / "colorjax.ipynb", as_version=4)
@@ -263,4 +304,4 @@ def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         cell.source = cell.source.replace("STEPS = 60", "STEPS = 1").replace("config.lock()", small)
     nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(ROOT)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 6
