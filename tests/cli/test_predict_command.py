@@ -242,7 +242,7 @@ def test_a_map_of_the_uncertainty_stands_beside_each_photo(
     (out / "cup.jpg").unlink()
     before = (out / "cup.jpg.uncertainty.png").read_bytes()
     assert run(source / "cup.jpg", "--out", out, "--uncertainty", "--temperature", 1) == 0
-    assert "cup.jpg.uncertainty.png exists (--overwrite colors it again)" in capsys.readouterr().err
+    assert "cup.jpg.uncertainty.png; --overwrite colors them again" in capsys.readouterr().err
     assert (out / "cup.jpg.uncertainty.png").read_bytes() == before
     assert not (out / "cup.jpg").exists()
     assert run("-", "--uncertainty") == 2
