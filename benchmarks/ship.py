@@ -3,7 +3,8 @@
     python -m benchmarks ship --checkpoint=runs/food101 --data-dir=packs/food101
 
 1. exports the newest averaged weights in float16, with BatchNorm's statistics computed anew;
-2. chooses the decoding temperature: on the validation split the predicted photos are as colorful as the true ones;
+2. chooses two temperatures on the validation split: for the colors, so that the predicted photos are as colorful as the
+   true ones; for the uncertainty, so that the cross-entropy is least;
 3. measures the exported file on the test split, at that temperature and at 1;
 4. writes the folder, with a README.md whose figures are those of step 3, in place of the one that is there.
 
@@ -42,7 +43,7 @@ python -m benchmarks ship --checkpoint=RUN --data-dir=PACK
 ```
 
 The last command takes the averaged weights of step {step:,} of {steps:,}, computes BatchNorm's statistics
-anew{batches}, rounds to float16, and chooses the temperature on the validation split.
+anew{batches}, rounds to float16, and chooses the temperatures on the validation split.
 {classifier}"""
 _CLASSIFIER = """
 `joint.init_from` is a classifier that was pretrained on its own (docs/pilots.md). Without it the command pretrains one.
@@ -79,13 +80,14 @@ def run(args: argparse.Namespace) -> None:
             statistics_batches=batches,
             data_dir=args.data_dir,
         )
-        evaluate(rounded, split="validation", data_dir=args.data_dir, temperature=_TEMPERATURES)
+        evaluate(rounded, split="validation", data_dir=args.data_dir, temperature=_TEMPERATURES, calibration=True)
         record = json.loads((evaluation_dir(rounded, "validation") / "metrics.json").read_text())
         if record["agreeing_temperature"] is None:
             raise ValueError("at no temperature are the validation photos as colorful as they are: train on")
         trained = load_trained(rounded)
         config = trained.config.copy_and_resolve_references().unlock()
         config.decode.temperature = round(record["agreeing_temperature"], 2)
+        config.decode.uncertainty_temperature = round(record["calibration"]["temperature"], 3)
         trained = replace(trained, config=config.lock())
         save_trained(trained, final, dtype="float16")
         evaluate(
