@@ -20,5 +20,8 @@ def log_to_terminal() -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)
     logging.getLogger("colorjax").setLevel(logging.INFO)
     root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:  # importing Orbax leaves one, and each message would come twice
+            root.removeHandler(handler)
     if not any(isinstance(handler, _Lines) for handler in root.handlers):
         root.addHandler(_Lines())

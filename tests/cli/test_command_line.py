@@ -207,6 +207,19 @@ def test_ctrl_c_is_status_130_and_a_long_message_is_cut() -> None:
     assert printable("写真 ümlaut\n\x1b[31m") == "写真 ümlaut\\n\\x1b[31m"
 
 
+def test_messages_come_once_whatever_libraries_did_to_logging() -> None:
+    script = """
+import logging
+logging.basicConfig()  # as Orbax's import does
+from colorjax.cli.terminal import log_to_terminal
+log_to_terminal()
+log_to_terminal()
+logging.getLogger("colorjax.any").info("timing")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == "timing\n"
+
+
 def test_a_reader_that_stops_early_is_no_error() -> None:
     command = f"{sys.executable} -m colorjax train --fields | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
