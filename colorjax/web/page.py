@@ -32,6 +32,10 @@ STYLE = """<style>
 #message { border-left: 4px solid #b91c1c; background: #b91c1c1a; padding: .6rem .8rem; border-radius: 4px; }
 #limits { opacity: .7; }
 #written { display: none; }
+/* All colorings side by side: Gradio gives each 100 pixels, and their row a fixed height. */
+#gallery .grid-wrap { min-height: 0; height: auto; }
+#gallery .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; padding-top: 2em; }
+#gallery .thumbnail-item { height: auto; aspect-ratio: 1; }
 </style>"""
 
 
