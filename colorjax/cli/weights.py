@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
         from colorjax.evaluation.judges.lpips import convert
 
         convert(args.source, args.out)
+        print(f"wrote {args.out}; colorjax evaluate --workdir=DIR --lpips-weights={args.out} adds LPIPS")
         return 0
     from colorjax.run.locate import SHIPPED, shipped_weights
     from colorjax.run.workdir import load_class_names, load_config

@@ -1,6 +1,7 @@
 """The judges against PyTorch: its recorded outputs, and PyTorch itself where it is installed."""
 
 import collections
+import importlib.util
 import io
 import os
 import pickle
@@ -187,6 +188,9 @@ def test_the_standard_weights_of_lpips() -> None:
         subprocess.run(command, check=True, timeout=120)
         w = lpips.load(f"{folder}/lpips.npz")
     assert weights.checksum(w) == lpips.SHA256
+    if package := importlib.util.find_spec("lpips"):  # the authors' package, with their linear layers
+        heads = weights.read_torch(Path(str(package.origin)).parent / "weights" / "v0.1" / "alex.pth")
+        assert all(np.array_equal(w[name], head) for name, head in heads.items())
     cat = photographs()[1, 60:156, 60:156]
     gray = np.broadcast_to(cat.mean(axis=-1, keepdims=True), cat.shape).astype(np.uint8)
     noisy = np.clip(cat + np.random.default_rng(2).normal(0, 10, cat.shape), 0, 255).astype(np.uint8)
