@@ -18,8 +18,6 @@ from colorjax import Predictor
 from colorjax.cli.arguments import Parser
 from colorjax.web.server import serving
 
-_SIZE = {"width": 960, "height": 800}  # pixels of the window; the picture is as high as the page
-
 
 def add_arguments(parser: Parser) -> None:
     """Adds the arguments."""
@@ -41,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
         photo = Path(folder) / "coffee.png"
         Image.fromarray(skimage.data.coffee()).save(photo)
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport=_SIZE)
+        page = browser.new_page(viewport={"width": 960, "height": 800})
         page.set_default_timeout(120_000)
         page.goto(url)
         page.set_input_files("#photo input[type=file]", photo)
