@@ -60,6 +60,21 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_writable(folder: str | os.PathLike[str]) -> None:
+    """Refuses a folder in which nothing can be written, before the work that would be lost; it may not exist yet.
+
+    Raises:
+        PermissionError: if its disk is read-only, or permissions forbid it.
+    """
+    folder = Path(folder).absolute()
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if existing.is_dir() and not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{existing} cannot be written to, since its disk is read-only or permissions forbid it; choose another "
+            "folder"
+        )
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files and folders that killed runs left in a folder that nothing else writes to."""
     for path in folder.glob(f"{_PREFIX}*"):

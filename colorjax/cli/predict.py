@@ -133,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
     # Here, so that --help is quick.
     from PIL import Image
 
+    from colorjax import atomic
     from colorjax.photos import keyframes, points
     from colorjax.photos.files import read_photo
     from colorjax.photos.inputs import find_jobs
@@ -141,6 +142,8 @@ def run(args: argparse.Namespace) -> int:
     from colorjax.run import compilation
     from colorjax.run.locate import locate
 
+    if args.out is not None:
+        atomic.require_writable(args.out)
     with as_usage_error(OSError, ValueError, flag="--style"):
         style = read_photo(args.style).array if args.style else None
     with as_usage_error(ValueError, flag="--point"):

@@ -97,10 +97,14 @@ def evaluate(
         FileNotFoundError: the workdir holds no run or no finished checkpoint, or a file of weights does not exist.
         ValueError: an argument or a file is wrong, no photo decodes, or the model's outputs are not finite.
         ImportError: the package for `frechet` is not installed.
+        PermissionError: nothing can be written to `out`.
     """
     workdir = locate(workdir)
     if out is None and workdir.is_relative_to(SHIPPED):
         raise ValueError(f"out is missing: give --out=FOLDER, since {workdir} belongs to the package")
+    directory = evaluation_dir(workdir, split) if out is None else local_path(out)
+    if jax.process_index() == 0:
+        atomic.require_writable(directory)
     config = load_config(workdir)
     is_portable = portable.is_portable(workdir)
     with config.unlocked():
@@ -117,7 +121,6 @@ def evaluate(
     judges = _judges(stage, frechet=frechet, lpips_weights=lpips_weights, inception_weights=inception_weights)
     program, class_names, step, *trees = _load(config, stage, workdir)
     info = data.dataset_info(config.data)
-    directory = evaluation_dir(workdir, split) if out is None else local_path(out)
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
     prior = None

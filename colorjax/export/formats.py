@@ -12,6 +12,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from colorjax import atomic
 from colorjax.export import model_card
 from colorjax.export.stablehlo import LEAST_TEMPERATURE, to_stablehlo
 from colorjax.run import portable
@@ -50,6 +51,7 @@ def export(
 
     Raises:
         FileExistsError: if `out` holds something.
+        PermissionError: if nothing can be written to the folder that `out` is in.
         FileNotFoundError, ValueError: as `trained.load_trained`, `trained.save_trained` and, for new statistics,
             `data.train_batches`; also for new statistics with the format hub, whose card would not describe them.
         ImportError: if the format needs a package that is not installed.
@@ -64,6 +66,7 @@ def export(
             "safetensors first, evaluate that folder, and export the folder as hub"
         )
     folder, out = locate(checkpoint), Path(out)
+    atomic.require_writable(out.absolute().parent)
     trained = load_trained(folder)
     if statistics_batches:
         stats = training_statistics(trained, batches=statistics_batches, data_dir=data_dir)

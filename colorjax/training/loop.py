@@ -64,7 +64,7 @@ def train(config: Config, workdir: str | Path) -> None:
         ValueError: for a configuration that does not hold together, or another one than the workdir's. Every stage
             that is to run is built and traced on the devices before the first step of any of them.
         BlockingIOError: if another run trains in the workdir.
-        OSError: if the disk has no room for a checkpoint.
+        OSError: if the disk has no room for a checkpoint, or is read-only.
         FloatingPointError: if the loss stops being finite; the checkpoints stay as they were.
         SystemExit: 143, after saving, on SIGTERM; in a `termination` block also 130 on SIGINT.
     """
@@ -73,6 +73,7 @@ def train(config: Config, workdir: str | Path) -> None:
         raise ValueError(f"stage is {config.stage!r}; it must be both, pretrain or joint")
     validate(config)
     differences(config, workdir)
+    atomic.require_writable(workdir)
     stages = [stage for stage in STAGES if config.stage in ("both", stage) and config[stage].steps > 0]
     mesh = sharding.make_mesh()
     with termination(signal.SIGTERM) as stop:
