@@ -78,7 +78,7 @@ def parse(text: str) -> Point:
     """
     found = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(#[0-9a-fA-F]{6})\s*", text, flags=re.ASCII)
     if not found:
-        raise ValueError(f"{text!r} is not a point; write x,y,#rrggbb, for example 120,80,#3060a0")
+        raise ValueError(f"{text!r:.60} is not a point; write x,y,#rrggbb, for example 120,80,#3060a0")
     return Point(int(found[1]), int(found[2]), found[3])
 
 

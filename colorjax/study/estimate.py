@@ -19,7 +19,7 @@ from colorjax.run.prior import load_prior
 from colorjax.run.workdir import metrics_file
 from colorjax.study.plan import Run
 from colorjax.training.optimizer import init_state, make_optimizer
-from colorjax.training.progress import duration
+from colorjax.training.progress import duration, read_records
 from colorjax.training.step import color_reference, make_train_step
 
 _log = logging.getLogger(__name__)
@@ -99,17 +99,8 @@ def seconds_per_step(runs: Iterable[Run], *, measured_in: Iterable[Run], time_th
 
 
 def _recorded(run: Run) -> float | None:
-    path = metrics_file(run.workdir, run.stage)
-    if not path.exists():
-        return None
-    speeds = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # half-written
-        if "seconds_per_step" in record:
-            speeds.append(record["seconds_per_step"])
+    records = read_records(metrics_file(run.workdir, run.stage))
+    speeds = [record["seconds_per_step"] for record in records if "seconds_per_step" in record]
     return statistics.median(speeds[-_RECORDS:]) if speeds else None
 
 

@@ -1,7 +1,6 @@
 """The report of a study as one HTML page that needs no other file."""
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -15,6 +14,7 @@ from colorjax.study.comparison import BASELINE
 from colorjax.study.figure import encode
 from colorjax.study.plan import Run
 from colorjax.study.tables import Table
+from colorjax.training.progress import read_records
 
 _CHARTS = {
     "pretrain": (("train", "loss", "training loss"), ("validation", "accuracy", "validation accuracy")),
@@ -123,13 +123,8 @@ def _loss_definition(run: Run) -> list[Any]:
 
 
 def _line(run: Run, split: str, metric: str, css: str) -> Line:
-    path = metrics_file(run.workdir, run.stage)
     x, y = [], []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError:
-            continue  # half-written
+    for record in read_records(metrics_file(run.workdir, run.stage)):
         if record["split"] == split and metric in record:
             x.append(record["step"])
             y.append(record[metric])

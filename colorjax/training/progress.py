@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -126,22 +127,25 @@ class Progress:
 
 def has_validation(path: Path, step: int) -> bool:
     """Whether a metrics.jsonl has the validation after a step."""
-    return any((record["step"], record["split"]) == (step, "validation") for record in _records(path))
+    return any((record["step"], record["split"]) == (step, "validation") for record in read_records(path))
 
 
-def _records(path: Path) -> list[dict]:
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records in a metrics.jsonl. Other lines are left out, such as the half that a killed process leaves."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # the half-written last line of a killed process
+            record = json.loads(line)
+        except (RecursionError, ValueError):
+            continue
+        if isinstance(record, dict) and type(record.get("step")) is int and isinstance(record.get("split"), str):
+            records.append(record)
     return records
 
 
 def _drop_after(path: Path, step: int) -> None:
     if path.exists():
-        kept = [json.dumps(record) + "\n" for record in _records(path) if record["step"] <= step]
+        kept = [json.dumps(record) + "\n" for record in read_records(path) if record["step"] <= step]
         atomic.write_text(path, "".join(kept))
 
 

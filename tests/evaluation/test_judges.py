@@ -199,7 +199,7 @@ def test_the_standard_weights_of_lpips() -> None:
 
 
 def test_files_that_are_not_weights_are_refused(tmp_path: Path) -> None:
-    for name, content in (("alex.pth", b"PK"), ("alex.npz", b"PK"), ("inception.npz", b"")):
+    for name, content in (("alex.pth", b"PK"), ("alex.npz", b"PK\x03\x04"), ("inception.npz", b"")):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=r"alex\.pth is not a \.npz file.*colorjax weights lpips"):
         lpips.load(tmp_path / "alex.pth")

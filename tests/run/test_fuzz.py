@@ -16,13 +16,17 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from colorjax import color, data
+from colorjax.cli.errors import one_line
 from colorjax.data import packed
 from colorjax.data.batches import Share
 from colorjax.data.prior import Prior
-from colorjax.photos import points
+from colorjax.data.teacher import Teacher
+from colorjax.evaluation.judges import weights
+from colorjax.photos import keyframes, points
 from colorjax.photos.files import read_photo, write_photo
 from colorjax.run import portable, workdir
 from colorjax.run.portable import INDEX, NPZ, SAFETENSORS
+from colorjax.training.progress import Progress, has_validation
 from configs import quickstart
 
 _TREE = {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3, np.float32)}}
@@ -87,6 +91,27 @@ def _read_as_in_training(folder: Path, *, format: str) -> None:
     assert pixels.dtype == np.uint8
 
 
+def _read_keyframe(folder: Path) -> None:
+    try:
+        keyframe = keyframes.read(os.fsdecode((folder / "argument").read_bytes()))
+    except (OSError, ValueError) as error:
+        raise ValueError(one_line(error)) from error  # as the command does
+    assert keyframe.seconds is None or 0 <= keyframe.seconds < 1e6
+
+
+def _read_features(folder: Path) -> None:
+    teacher = Teacher(folder / "teacher.npy", photos=5)
+    assert np.isfinite(teacher[np.arange(5)]).all()
+
+
+def _read_records(folder: Path) -> None:
+    """Goes on from step 2; nothing that the file holds may stop a training."""
+    has_validation(folder / "metrics.jsonl", 2)
+    Progress(folder / "metrics.jsonl", start=2, steps=3, batch_size=8, summed=False).close()
+    for path in folder.glob("events.*"):
+        path.unlink()
+
+
 _READERS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object]]] = {
     # What is damaged: its file, how the folder is written and read.
     "safetensors": (SAFETENSORS, lambda folder: _write_tensors(folder, format="safetensors"), portable.read_tensors),
@@ -113,6 +138,36 @@ _READERS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object
             folder / "prior.npz"
         ),
         lambda folder: Prior.load(folder / "prior.npz"),
+    ),
+    "records": (
+        "metrics.jsonl",
+        lambda folder: (folder / "metrics.jsonl").write_text(
+            "".join(f'{{"step": {step}, "split": "train", "loss": 1.5}}\n' for step in (1, 2, 3))
+        ),
+        _read_records,
+    ),
+    "teacher's features": (
+        "teacher.npy",
+        lambda folder: np.save(folder / "teacher.npy", np.eye(5, 3, dtype=np.float16)),
+        _read_features,
+    ),
+    "judge's weights": (
+        "lpips.npz",
+        lambda folder: weights.write_npz(folder / "lpips.npz", _TREE["a"]),
+        lambda folder: weights.read_npz(folder / "lpips.npz", remedy="convert them again"),
+    ),
+    "point on the command line": (
+        "argument",
+        lambda folder: (folder / "argument").write_text("12,7,#3060a0"),
+        lambda folder: points.parse(os.fsdecode((folder / "argument").read_bytes())),
+    ),
+    "keyframe on the command line": (
+        "argument",
+        lambda folder: (
+            _write_image(folder, format="png"),
+            (folder / "argument").write_text(f"{folder}/photo.png@12.5"),
+        ),
+        _read_keyframe,
     ),
     "color points": (
         "points.json",

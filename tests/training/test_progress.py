@@ -77,8 +77,10 @@ def test_records_after_the_step_that_a_run_resumes_from_are_dropped(tmp_path: Pa
     progress.validation(2, METRICS)
     progress.close()
     path = tmp_path / "joint" / "metrics.jsonl"
-    with path.open("a") as file:
-        file.write('{"step": 4, "spl')  # a killed process leaves half a line
+    with path.open("a", encoding="latin-1") as file:
+        # A killed process leaves half a line, and a broken disk may leave anything.
+        for line in ("3", "{}", '{"step": 2.5, "split": "train"}', "\x80", "[" * 2000, '{"step": 4, "spl'):
+            file.write(line + "\n")
     assert has_validation(path, 2)
     assert not has_validation(path, 3)
     assert not has_validation(tmp_path / "nowhere.jsonl", 2)

@@ -66,8 +66,13 @@ def test_features_are_standardized(file: Path, features: np.ndarray) -> None:
         (None, FileNotFoundError, "which does not exist: write it by `colorjax teacher`"),
         (b"", ValueError, "is damaged or no .npy file"),
         (b"PK nonsense", ValueError, "is damaged or no .npy file"),
+        (b"\x93NUMPY\x01\x00\x01\x00\x00", ValueError, "is damaged or no .npy file"),
         ((360, 4), ValueError, "holds an array of shape (360, 4), not the features of 359 training photos"),
         ((359,), ValueError, "holds an array of shape (359,), not the features of 359 training photos"),
+        ((359, 0), ValueError, "holds an array of shape (359, 0), not the features of 359 training photos"),
+        (np.zeros((359, 4), np.int32), ValueError, "holds int32, not floating-point numbers"),
+        (np.full((359, 4), np.nan, np.float16), ValueError, "holds values that are not finite"),
+        (np.full((359, 4), 1e308), ValueError, "holds values that are not finite or too large"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(
@@ -76,8 +81,8 @@ def test_a_file_that_does_not_fit_is_refused(
     path = tmp_path / "teacher.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)
-    elif content:
-        np.save(path, np.zeros(content, np.float16))
+    elif content is not None:
+        np.save(path, np.zeros(content, np.float16) if isinstance(content, tuple) else content)
     with pytest.raises(error, match=re.escape(message)) as raised:
         data.open_teacher(_config(data__teacher=str(path)).data)
     assert str(raised.value).startswith("data.teacher")

@@ -48,7 +48,8 @@ def read_npz(path: str | Path, *, remedy: str) -> Weights:
     if path.suffix != ".npz":
         raise ValueError(f"{path} is not a .npz file, the only kind that is read here; {remedy}")
     try:
-        with np.load(path, allow_pickle=False) as f:
+        # Opened here, since NumPy leaves a file open that it cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as f:
             weights = {name: f[name] for name in f.files}
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen types for damaged files
         raise ValueError(f"{path} is not a readable .npz file ({type(error).__name__}); {remedy}") from error
