@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
     picture = draw_attention(photo, args.at, weights, size=trained.config.data.image_size)
     with atomic.replacing(args.out) as temporary:
         Image.fromarray(picture).save(temporary, "PNG" if args.out.suffix.lower() == ".png" else "JPEG", quality=92)
+    print(f"wrote {args.out}")
 
 
 def _place(text: str) -> tuple[int, int]:

@@ -25,7 +25,7 @@ METRICS = {
     "ssim": Metric("SSIM", "↑", "structural similarity to the true photo, at most 1"),
     "colorfulness": Metric("colorfulness", "", "Hasler and Süsstrunk's; best near the truth's"),
     "colorfulness_difference": Metric("colorfulness − truth", "", "predicted minus true colorfulness, photo by photo"),
-    "colorfulness_error": Metric("colorfulness error", "↓", "absolute value of that difference, photo by photo"),
+    "colorfulness_error": Metric("colorfulness error", "↓", "absolute difference from the true photo's colorfulness"),
     "auc": Metric("AuC (%)", "↑", "share of pixels within an ab distance, averaged over distances of 0 to 150"),
     "auc_rebalanced": Metric("rebalanced AuC (%)", "↑", "the same with rare colors weighted up"),
     "delta_e": Metric("ΔE2000", "↓", "mean CIEDE2000 color difference of the pixels"),

@@ -29,7 +29,7 @@ def attention_weights(trained: Trained, photo: np.ndarray, at: tuple[int, int]) 
     height, width = photo.shape[:2]
     x, y = at
     if not (0 <= x < width and 0 <= y < height):
-        raise ValueError(f"at is {x},{y}, outside the photo; x is 0…{width - 1} and y 0…{height - 1}")
+        raise ValueError(f"{x},{y} is outside the photo; x is 0…{width - 1} and y 0…{height - 1}")
     model = trained.config.model
     if model.output_attention == "none" and not model.patch_attention:
         raise ValueError("this colorizer has no attention (model.output_attention 'none', patch_attention False)")

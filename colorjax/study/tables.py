@@ -123,7 +123,7 @@ def _differences(summaries: Sequence[Summary]) -> Table:
             least = 2 * math.sqrt(2 / len(summary.paired)) * deviations.get(name, 0.0)
             if (low > 0 or high < 0) and abs(mean) > least:
                 highlighted.add((i, j + 2))
-        rows.append([summary.row, ", ".join(map(str, summary.paired)), *cells])
+        rows.append([summary.row, str(len(summary.paired)), *cells])
     return Table(
         f"Differences to {BASELINE}",
         f"Row − {BASELINE}, with its {100 * bootstrap.LEVEL:g} % interval. Photos are paired with themselves, and runs "

@@ -80,7 +80,7 @@ def test_the_command_draws_one_picture(untrained: Path, tmp_path: Path, capsys: 
     with Image.open(out) as picture:
         assert picture.size == (5 * 296 + 8, 288 + 38)
     for arguments, message in (
-        ((photo, "--at", "50,29", "--out", out), "--at: at is 50,29, outside the photo; x is 0…49 and y 0…29"),
+        ((photo, "--at", "50,29", "--out", out), "--at: 50,29 is outside the photo; x is 0…49 and y 0…29"),
         ((photo, "--at", "middle", "--out", out), "--at: 'middle' is not a point; give two whole numbers"),
         ((photo, "--at", "1,1", "--out", "a.gif"), "--out is a.gif; the picture is a .png or .jpg file"),
         ((tmp_path / "no.png", "--at", "1,1", "--out", out), "no.png: No such file"),
