@@ -23,8 +23,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Starts with the file that takes longest, so that the other workers do not wait for it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_runs.py")
+    """Starts with the files that take longest, so that the other workers do not wait for them at the end."""
+    items.sort(key=lambda item: item.path.name not in ("test_runs.py", "test_data.py", "test_evaluate.py"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -112,7 +112,7 @@ def test_nearest_bin_equals_a_search_and_breaks_ties_downwards():
     np.testing.assert_array_equal(nearest, np.concatenate(naive_neighbors(ab, 1)))
 
 
-@pytest.mark.parametrize("count", [1, 5, 10])
+@pytest.mark.parametrize("count", [1, 5, pytest.param(10, marks=pytest.mark.slow)])
 def test_srgb_colors_need_only_the_bins_around_their_cell(count):
     lab = skimage.color.rgb2lab(cube(18))[:, 1:]
     rng = np.random.default_rng(0)

@@ -322,6 +322,7 @@ def test_points_and_candidates_of_photos(loaded: Predictor, tmp_path: Path, caps
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="films need ffmpeg")
 @pytest.mark.usefixtures("shared")
+@pytest.mark.slow
 def test_a_keyframe_guides_a_film(loaded: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo, accepted, out = save_photo(tmp_path / "photo.png"), tmp_path / "accepted.png", tmp_path / "out"
     film = tmp_path / "film.mkv"

@@ -394,6 +394,7 @@ def portable(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_portable_folder_is_evaluated_like_its_run(
     portable: Path, whole: Path, tmp_path: Path, in_batches_of_5: None
 ) -> None:

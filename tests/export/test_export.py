@@ -169,7 +169,9 @@ def random_colorizer(row: str, overrides: dict[str, Any]) -> Trained:
     return Trained(config.lock(), tuple("abcde"), 0, params, stats)
 
 
-@pytest.mark.parametrize("variant", _VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=pytest.mark.slow if "maxima" in name else ()) for name in _VARIANTS]
+)
 def test_onnx_knows_every_kind_of_model(variant: str) -> None:
     trained = random_colorizer(*_VARIANTS[variant])
     colorize = in_onnxruntime(onnx_graph.build(trained, least_temperature=1e-6))

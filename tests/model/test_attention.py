@@ -294,6 +294,7 @@ def test_wrong_widths_name_the_value_and_the_remedy():
 # Several devices
 
 
+@pytest.mark.slow
 def test_four_devices_compute_what_one_does():
     program = textwrap.dedent(
         """

@@ -241,6 +241,7 @@ def test_kernels_hide_no_number_that_is_none(value):
     assert not np.isfinite(d_q[1, 5]).any()
 
 
+@pytest.mark.slow
 def test_kernels_give_the_same_bits_on_one_core(tmp_path):
     program = textwrap.dedent(
         """

@@ -137,7 +137,9 @@ _DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("damage", _DAMAGES)
+@pytest.mark.parametrize(
+    "damage", [pytest.param(name, marks=() if name == "a bit flipped" else pytest.mark.slow) for name in _DAMAGES]
+)
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -124,6 +124,7 @@ def gray_psnr() -> float:
     return float(np.mean(values))
 
 
+@pytest.mark.slow
 def test_both_stages_leave_what_they_promise(undisturbed: tuple[Path, str]) -> None:
     workdir, output = undisturbed
     assert output.index("pretrain: ") < output.index(f"pretrain {STEPS['pretrain']}/") < output.index("joint: ")
@@ -176,6 +177,7 @@ def test_both_stages_leave_what_they_promise(undisturbed: tuple[Path, str]) -> N
     assert evaluation["rows"]["gray"]["psnr"] == pytest.approx(gray_psnr(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_output_is_short_lines_with_what_a_person_watches(undisturbed: tuple[Path, str]) -> None:
     workdir, output = undisturbed
     lines = output.splitlines()
@@ -280,6 +282,7 @@ def test_four_devices_compute_what_one_computes(
     assert_close_run(tmp_path, undisturbed[0])
 
 
+@pytest.mark.slow
 def test_another_configuration_is_refused_and_changes_nothing(undisturbed: tuple[Path, str], pack: Path) -> None:
     workdir = undisturbed[0]
     before = digests(workdir)

@@ -58,6 +58,7 @@ def test_no_batch_is_refused() -> None:
         statistics_over([], program, params, stats)
 
 
+@pytest.mark.slow
 def test_an_export_with_new_statistics_has_the_runs_weights(untrained: Path, tmp_path: Path) -> None:
     before = load_trained(untrained)
     for name in ("first", "again"):

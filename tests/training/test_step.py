@@ -58,13 +58,12 @@ _UNTRAINED = {
 }
 
 
-# Each row compiles a program. The quick ones have between them every loss, and layers with and without attention.
-_QUICK = ("full", "iizuka2016")
+# Each row compiles a program.
 # no_pretraining and no_rarity differ from full in what the step is given, not in the step.
 _ROWS = [row for row in rows.ROWS if row not in ("no_pretraining", "no_rarity")]
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, marks=() if row in _QUICK else pytest.mark.slow) for row in _ROWS])
+@pytest.mark.parametrize("row", [pytest.param(row, marks=() if row == "full" else pytest.mark.slow) for row in _ROWS])
 def test_a_row_takes_a_step(row: str) -> None:
     config = _config(row)
     step, before, _, mesh = _setup(config)

@@ -736,6 +736,7 @@ def test_in_a_browser_a_bad_file_is_reported_and_the_next_photo_is_colored(
     assert page.locator("#message").count() == 0
 
 
+@pytest.mark.slow
 def test_in_a_browser_a_style_and_a_class_change_the_colors(
     opened: Callable[[int], Any], served: Served, cat: np.ndarray
 ) -> None:
