@@ -293,6 +293,38 @@ def test_the_guides_commands_run(untrained: Path, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
+def test_the_guides_data_studies_and_evaluations_run(
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the sample for Food-101; studies only say what they would run. Trainings are README's and tests/runs'."""
+    monkeypatch.chdir(tmp_path)
+    unoptimized = {"xla_backend_optimization_level": 0}  # compiles faster
+    monkeypatch.setattr(compilation, "compiler_options", lambda: unoptimized)
+    for run in ("vivid", "food101_small"):
+        shutil.copytree(untrained, tmp_path / "runs" / run)
+    small = [word for word in SMALL if word.startswith("--config.data.")]
+    ran = []
+    for page in ("train", "reproduce", "ablations", "results", "evaluate", "insight"):
+        for name, *words in colorjax_arguments(ROOT / "docs" / f"{page}.md"):
+            if name in ("data", "prior"):
+                words = [word for word in words if word != "--config.data.dir=DIR"] + small
+            elif name == "ablate":
+                words = [*words, "--commands"]
+            elif name != "evaluate" or not (tmp_path / words[0].partition("=")[2]).is_dir():
+                continue
+            # Those of LPIPS need its weights.
+            if (name, words) in ran or any(word.startswith("--lpips") for word in words):
+                continue
+            with pytest.raises(SystemExit) as exit:
+                main([name, *words])
+            assert exit.value.code == 0, (name, words)
+            ran.append((name, words))
+    assert {name for name, _ in ran} == {"data", "prior", "ablate", "evaluate"}
+    made = ("packs/food64", "packs/food256", "prior.npz", "runs/food101_small/evaluation/test/reliability.svg")
+    assert [name for name in made if not (tmp_path / name).exists()] == []
+
+
+@pytest.mark.slow
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster
     notebook = nbformat.read(ROOT / "notebooks" / "colorjax.ipynb", as_version=4)
