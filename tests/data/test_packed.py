@@ -91,7 +91,8 @@ def test_pack_holds_exactly_what_its_source_decodes(sample_pack: Path) -> None:
     np.testing.assert_array_equal(plain, read(config, "test")[0])
 
 
-def test_packed_stream_resumes_and_is_shared_exactly(sample_pack: Path) -> None:
+@pytest.mark.parametrize("processes", [2, 4])
+def test_packed_stream_resumes_and_is_shared_exactly(sample_pack: Path, processes: int) -> None:
     config = make_config("packed", sample_pack)
 
     def take(count: int, **arguments: Any) -> list[data.Batch]:
@@ -99,10 +100,10 @@ def test_packed_stream_resumes_and_is_shared_exactly(sample_pack: Path) -> None:
         return list(itertools.islice(batches, count))
 
     uninterrupted = take(20)
-    shares = [take(6, start_step=14, process_index=index, process_count=2) for index in (0, 1)]
-    for one, first, second in zip(uninterrupted[14:], *shares, strict=True):
-        np.testing.assert_array_equal(one["image"], [*first["image"], *second["image"]])
-        np.testing.assert_array_equal(one["label"], [*first["label"], *second["label"]])
+    shares = [take(6, start_step=14, process_index=i, process_count=processes) for i in range(processes)]
+    for one, *parts in zip(uninterrupted[14:], *shares, strict=True):
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(one[name], np.concatenate([part[name] for part in parts]))
     size = data.dataset_info(config).sizes["train"]
     epoch = np.concatenate([batch["image"] for batch in uninterrupted])[:size]
     assert sorted(map(bytes, epoch)) == sorted(map(bytes, read(config, "train")[0]))
