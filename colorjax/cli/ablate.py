@@ -58,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
     if args.config is None:
         if not args.report:
             raise UsageError("--config is missing; only --report needs none")
-        report.write(directory, find_runs(directory))
+        if not (runs := find_runs(directory)):
+            raise UsageError(f"--workdir is {directory}, which has no run of a study")
+        report.write(directory, runs)
+        _log.info("the report is %s", directory / "report.html")
         return 0
     if "seed" in args.overrides:
         raise UsageError("--config.seed does not go with a study; give --seeds")

@@ -36,7 +36,9 @@ def _heading(summaries: Sequence[Summary]) -> str:
     statuses = [status for summary in summaries for status in summary.status.values()]
     done, failed = statuses.count("done"), sum(status.startswith("failed") for status in statuses)
     seeds = sorted({seed for summary in summaries for seed in summary.status})
-    text = f"{done} of {len(statuses)} runs are done: {len(summaries)} rows, seeds {', '.join(map(str, seeds))}"
+    rows = f"{len(summaries)} row{'s' if len(summaries) > 1 else ''}"
+    numbers = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    text = f"{done} of {len(statuses)} runs are done: {rows}, {numbers}"
     return text + (f"; {failed} failed." if failed else ".")
 
 

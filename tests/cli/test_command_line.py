@@ -123,6 +123,7 @@ def test_wrong_arguments_are_one_line_and_status_2(tmp_path: Path, capsys: pytes
         (["evaluate", f"--workdir={below}"], "did you mean the folder above"),
         (["evaluate", f"--workdir={tmp_path}", "--temperature=0.1,5"], "'5' is not a number between 0 and 1"),
         (["ablate", f"--workdir={tmp_path}"], "--config is missing; only --report needs none"),
+        (["ablate", f"--workdir={tmp_path}/none", "--report"], "none, which has no run of a study"),
         (["ablate", f"--workdir={tmp_path}", "--config=configs/paper.py", "--config.seed=1"], "give --seeds"),
         (["ablate", f"--workdir={tmp_path}", "--config=configs/paper.py", "--seeds=0,x"], "'x' is not a whole number"),
         (["ablate", f"--workdir={tmp_path}", "--config=configs/paper.py", "--rows=all,x"], "--rows names x"),

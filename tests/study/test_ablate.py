@@ -195,5 +195,5 @@ def test_a_study_whose_runs_fail_reports_it_and_fails(directory: Path) -> None:
     text = output_of(start(directory, *flags), code=1)
     assert "no_pretraining/seed0 failed: FileNotFoundError: " in text
     report = (failing / "report.md").read_text()
-    assert "0 of 1 runs are done: 1 rows, seeds 0; 1 failed." in report
+    assert "0 of 1 runs are done: 1 row, seed 0; 1 failed." in report
     assert "nowhere" in report
