@@ -86,7 +86,7 @@ def seconds_per_step(runs: Iterable[Run], *, measured_in: Iterable[Run], time_th
             continue
         program = _program(run)
         if program not in of_program and time_them:
-            _log.info("timing %d steps of %s", _TIMED_STEPS, run.name)
+            _log.info("timing %d steps of %s; it compiles first", _TIMED_STEPS, run.name)
             try:
                 of_program[program] = _timed(run)
             except Exception as error:  # the run will report it, and the plan of the others is still useful
