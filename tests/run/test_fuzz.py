@@ -1,5 +1,5 @@
-"""Whatever a photo, color points, or a file of a run, an export, a prior or a pack holds: only the documented errors,
-in one line."""
+"""Whatever a photo, color points, or a file of a run, an export, a prior, a pack, a teacher or a judge holds, and
+whatever is typed as a point or a keyframe: only the documented errors, in one line."""
 
 import functools
 import io
@@ -226,7 +226,7 @@ def _refusal(read: Callable[[Path], object], folder: Path) -> str | None:
     return None
 
 
-# COLORJAX_FUZZ says how many inputs a reader gets in the slow form; 10000 are the long form, some ten minutes.
+# COLORJAX_FUZZ says how many inputs a reader gets in the slow form; 10000 are the long form, an hour or more.
 MANY = int(os.environ.get("COLORJAX_FUZZ", "1000"))
 
 
