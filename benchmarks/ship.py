@@ -37,16 +37,19 @@ _RECIPE = """
 ```sh
 CONFIG=configs/food101_small.py
 colorjax data --config=$CONFIG --config.data.source=food101 --config.data.dir=DIR --out=PACK
-colorjax teacher --config=$CONFIG --config.data.dir=PACK
-colorjax train --config=$CONFIG --config.data.dir=PACK --config.data.teacher=PACK/teacher.npy --workdir=RUN{changes}
+{teacher}colorjax train --config=$CONFIG --config.data.dir=PACK --workdir=RUN{changes}
 python -m benchmarks ship --checkpoint=RUN --data-dir=PACK
 ```
 
 The last command takes the averaged weights of step {step:,} of {steps:,}, computes BatchNorm's statistics
 anew{batches}, rounds to float16, and chooses the temperatures on the validation split.
-{classifier}"""
+{start}"""
+_TEACHER = "colorjax teacher --config=$CONFIG --config.data.dir=PACK\n"
 _CLASSIFIER = """
 `joint.init_from` is a classifier that was pretrained on its own (docs/pilots.md). Without it the command pretrains one.
+"""
+_COLORIZER = """
+`joint.init_from` is the colorizer that an earlier run ended with (docs/pilots.md); its steps are not counted here.
 """
 
 
@@ -115,11 +118,22 @@ def recipe(config: Config, *, step: int, batches: int) -> str:
     """How to repeat the training: the commands, with the fields in which the run differs from food101_small.py."""
     elsewhere = ("data.dir", "data.teacher", "data.source")
     ours, theirs = (ADDED_FIELDS | flatten(json.loads(c.to_json())) for c in (food101_small.get_config(), config))
-    changes = "".join(
-        f" \\\n    --config.{key}={value}"
+    fields = {
+        key: f'"{tuple(value)}"' if isinstance(value, list) else value
         for key, value in theirs.items()
         if key not in elsewhere and not key.startswith("decode.") and value != ours.get(key)
+    }
+    teacher = ""
+    if config.loss.teacher_weight:
+        teacher, fields["data.teacher"] = _TEACHER, "PACK/teacher.npy"
+    start = ""
+    if config.joint.init_from:
+        start = _COLORIZER if "colorization" in config.joint.carried else _CLASSIFIER
+    return _RECIPE.format(
+        teacher=teacher,
+        changes="".join(f" \\\n    --config.{key}={value}" for key, value in fields.items()),
+        step=step,
+        steps=config.joint.steps,
+        batches=f" over {batches} batches of training photographs" if batches else "",
+        start=start,
     )
-    over = f" over {batches} batches of training photographs" if batches else ""
-    classifier = _CLASSIFIER if config.joint.init_from else ""
-    return _RECIPE.format(changes=changes, step=step, steps=config.joint.steps, batches=over, classifier=classifier)
