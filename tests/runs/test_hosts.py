@@ -117,9 +117,9 @@ def test_a_signal_to_one_or_to_both_stops_them_at_one_step(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_four_hosts_then_two_one_two_and_four_compute_what_one_computes(launcher: Launcher, tmp_path: Path) -> None:
+def test_two_hosts_then_four_and_then_one_compute_what_one_computes(launcher: Launcher, tmp_path: Path) -> None:
     one, changing = tmp_path / "one", tmp_path / "changing"
-    steps = dict(zip((2, 4, 6, 8, 10), (4, 2, 1, 2, 4), strict=True))
+    steps = {2: 2, 4: 4, 6: 1}  # up to this step by as many hosts
     launcher.train(one, stage="pretrain", model__patch_attention=False, pretrain__steps=max(steps)).end()
     for last, number in steps.items():
         for host in _hosts(number, launcher, changing, pretrain__steps=last):
