@@ -1,6 +1,5 @@
 """Checkpoints: what comes back is what was saved, and a graft that does not fit raises."""
 
-import gc
 import logging
 import resource
 import shutil
@@ -230,15 +229,6 @@ def _no_file_over(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.fixture
-def _collected() -> Iterator[None]:
-    """Where a save fails, Orbax leaves coroutines behind, which Python would complain of in a later test."""
-    yield
-    gc.collect()
-
-
-@pytest.mark.filterwarnings("ignore:coroutine .*never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("_collected")
 def test_a_save_that_fails_keeps_the_last_checkpoint_and_the_next_one_tries_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
