@@ -17,7 +17,6 @@ from PIL import Image
 from colorjax import color, data
 from colorjax.cli.arguments import CHECKPOINT, Parser, number
 from colorjax.evaluation.tables import markdown_table
-from colorjax.model.program import build_program
 from colorjax.photos import resample
 from colorjax.photos.predictor import Prediction, Predictor
 from colorjax.run.locate import locate
@@ -73,16 +72,13 @@ def aspect_ratios(checkpoint: str, photos: np.ndarray) -> str:
     """Crops squeezed into the trained square, compared with crops at their own aspect ratio and equal area."""
     loaded = load_trained(locate(checkpoint))
     config, size = loaded.config, loaded.config.data.image_size
-    program = build_program(config, "joint", classes=len(loaded.class_names))
+    program, decoder = loaded.program(), loaded.decoder()
 
     @jax.jit
     def colors(photos: jax.Array, whole: jax.Array) -> tuple[jax.Array, jax.Array]:
         l, whole_l = (color.lightness(x, gray=False) for x in (photos, whole))
         outputs, _ = program(loaded.params, loaded.stats, l, global_l=whole_l, train=False)
-        ab = outputs.color
-        if ab.shape[-1] != 2:
-            ab = color.annealed_mean(ab, temperature=config.decode.temperature)
-        return ab, color.downsample(l, factor=config.model.output_stride)[..., 0]
+        return decoder.ab(outputs.color), color.downsample(l, factor=config.model.output_stride)[..., 0]
 
     side, rows = photos.shape[1], []
     for height, width in ((4, 3), (3, 4), (2, 1)):

@@ -293,7 +293,9 @@ def _program(program: str, config: Any, mesh: Any, per_chip: int, classes: int) 
 
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
+    from colorjax.model.decode import make_decoder
     from colorjax.model.program import abstract_model
     from colorjax.photos import predictor
     from colorjax.run import sharding
@@ -317,7 +319,8 @@ def _program(program: str, config: Any, mesh: Any, per_chip: int, classes: int) 
     if program == "predict":
         square = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
         whole, split = sharding.replicated(mesh), sharding.by_batch(mesh)
-        forward = functools.partial(predictor._forward, model, config.model.output_stride)
+        decoder = make_decoder(config, np.full(313, 1 / 313))
+        forward = functools.partial(predictor._forward, model, decoder, config.model.output_stride)
         step: Any = jax.jit(
             lambda params, stats, photos: forward(params, stats, photos, None, None, None),
             in_shardings=(whole, whole, split),

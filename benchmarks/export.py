@@ -84,7 +84,7 @@ def _untrained(config: Any) -> Trained:
 
 
 def _model(trained: Trained) -> Callable[..., Outputs]:
-    program = trained.program()
+    program, decoder = trained.program(), trained.decoder()
 
     # The parameters are arguments, as in evaluation and prediction.
     @jax.jit
@@ -92,8 +92,8 @@ def _model(trained: Trained) -> Callable[..., Outputs]:
         outputs, _ = program(params, stats, l, global_l=global_l, train=False)
         ab = outputs.color
         if ab.shape[-1] != 2:
-            ab = color.annealed_mean(ab / temperature, temperature=1.0)
-        return {"ab": ab, "class_logits": outputs.class_logits}
+            ab = color.annealed_mean(decoder.adjusted(ab) / temperature, temperature=1.0)
+        return {"ab": decoder.saturation * ab, "class_logits": outputs.class_logits}
 
     trees = jax.device_put((trained.params, trained.stats))
     return lambda *inputs: jax.device_get(colorize(*trees, *inputs))

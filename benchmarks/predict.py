@@ -95,8 +95,7 @@ def plain_loop(checkpoint: str, source: Path, target: Path) -> None:
     import jax.numpy as jnp
 
     from colorjax import color
-    from colorjax.model.colorizer import Outputs
-    from colorjax.model.decode import decode_photo
+    from colorjax.model.decode import compose_photo
     from colorjax.photos.predictor import Predictor
 
     predictor = Predictor(checkpoint)
@@ -105,8 +104,7 @@ def plain_loop(checkpoint: str, source: Path, target: Path) -> None:
         rgb = np.asarray(Image.open(path).convert("RGB"))
         (prediction,) = predictor.predict([rgb])
         l = color.rgb_to_lab(rgb[None])[..., :1]
-        outputs = Outputs(jnp.zeros((1, 1)), jnp.asarray(prediction.ab()[None]))
-        colored = color.to_uint8(decode_photo(outputs, l, temperature=1.0))[0]
+        colored = color.to_uint8(compose_photo(l, jnp.asarray(prediction.ab()[None])))[0]
         Image.fromarray(np.asarray(colored)).save(target / path.name, quality=95)
 
 

@@ -3,9 +3,10 @@
     python -m benchmarks ship --checkpoint=runs/food101 --data-dir=packs/food101
 
 1. exports the newest averaged weights in float16, with BatchNorm's statistics computed anew;
-2. chooses two temperatures on the validation split: for the colors, so that the predicted photos are as colorful as the
-   true ones; for the uncertainty, so that the cross-entropy is least;
-3. measures the exported file on the test split, at that temperature and at 1;
+2. takes the decoding of configs/food101_small.py, and fits the rest of it on the validation split: the saturation, so
+   that the predicted photos are as colorful as the true ones, and the uncertainty's temperature, so that the
+   cross-entropy is least;
+3. measures the exported file on the test split, at its own temperature and at 1;
 4. writes the folder, with a README.md whose figures are those of step 3, in place of the one that is there.
 
 The run may be training meanwhile. It takes minutes on two CPU cores for 64-pixel photos.
@@ -30,7 +31,6 @@ from colorjax.run.trees import flatten
 from colorjax.run.workdir import evaluation_dir
 from configs import food101_small
 
-_TEMPERATURES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 _RECIPE = """
 ## Recipe
 
@@ -42,7 +42,8 @@ python -m benchmarks ship --checkpoint=RUN --data-dir=PACK
 ```
 
 The last command takes the averaged weights of step {step:,} of {steps:,}, computes BatchNorm's statistics
-anew{batches}, rounds to float16, and chooses the temperatures on the validation split.
+anew{batches}, rounds to float16, and fits the saturation and the uncertainty's temperature on the
+validation split.
 {start}"""
 _TEACHER = "colorjax teacher --config=$CONFIG --config.data.dir=PACK\n"
 _CLASSIFIER = """
@@ -83,13 +84,17 @@ def run(args: argparse.Namespace) -> None:
             statistics_batches=batches,
             data_dir=args.data_dir,
         )
-        evaluate(rounded, split="validation", data_dir=args.data_dir, temperature=_TEMPERATURES, calibration=True)
-        record = json.loads((evaluation_dir(rounded, "validation") / "metrics.json").read_text())
-        if record["agreeing_temperature"] is None:
-            raise ValueError("at no temperature are the validation photos as colorful as they are: train on")
         trained = load_trained(rounded)
         config = trained.config.copy_and_resolve_references().unlock()
-        config.decode.temperature = round(record["agreeing_temperature"], 2)
+        config.decode = food101_small.get_config().decode
+        # Twice, since colorfulness is only nearly proportional to the saturation.
+        for fit in ("first", "second"):
+            folder = Path(name) / fit
+            save_trained(replace(trained, config=config), folder, dtype="float16")
+            means = evaluate(folder, split="validation", data_dir=args.data_dir, calibration=fit == "second")
+            ratio = means["truth"]["colorfulness"] / means["model"]["colorfulness"]
+            config.decode.saturation = round(config.decode.saturation * ratio, 3)
+        record = json.loads((evaluation_dir(folder, "validation") / "metrics.json").read_text())
         config.decode.uncertainty_temperature = round(record["calibration"]["temperature"], 3)
         trained = replace(trained, config=config.lock())
         save_trained(trained, final, dtype="float16")
@@ -111,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
         atomic.write_text(final / "README.md", card)
         shutil.rmtree(args.out, ignore_errors=True)
         shutil.copytree(final, args.out, copy_function=shutil.copyfile)
-    print(f"{args.out}: step {trained.step}, temperature {config.decode.temperature}")
+    print(f"{args.out}: step {trained.step}, saturation {config.decode.saturation}")
 
 
 def recipe(config: Config, *, step: int, batches: int) -> str:

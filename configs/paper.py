@@ -62,6 +62,8 @@ def get_config(row: str = "full") -> Any:
 
     c.decode = ml_collections.ConfigDict()
     c.decode.temperature = 0.38  # of the annealed mean (Zhang): 0 takes the mode, 1 the mean
+    c.decode.unweighting = 0.0  # 0…1: how much of the rarity weights decoding takes out of the logits; not in the paper
+    c.decode.saturation = 1.0  # factor on the decoded ab; not in the paper
     c.decode.uncertainty_temperature = 1.0  # divides the logits for the uncertainty; `evaluate --calibration` finds it
 
     c.pretrain = p = _stage()

@@ -17,6 +17,7 @@ from colorjax.data import Batch, center_crop
 from colorjax.data.batches import Share
 from colorjax.evaluation import bootstrap, split_pass
 from colorjax.evaluation.measures import Photos, Scores
+from colorjax.model.decode import Decoder
 from colorjax.model.program import Program, Tree
 from colorjax.run import compilation, sharding
 from colorjax.run.config import Config
@@ -29,7 +30,15 @@ _SIDE = 32  # pixels of each side that are looked at, so that trying temperature
 
 
 def calibrate(
-    program: Program, params: Tree, stats: Tree, config: Config, *, split: str, share: Share, mesh: Mesh
+    program: Program,
+    params: Tree,
+    stats: Tree,
+    config: Config,
+    *,
+    decoder: Decoder,
+    split: str,
+    share: Share,
+    mesh: Mesh,
 ) -> dict[str, Any]:
     """Fits a temperature on the validation split, and measures a split with it and without.
 
@@ -38,6 +47,7 @@ def calibrate(
     Args:
         program, params, stats: a colorizer with color classes; the trees are on the mesh.
         config: its configuration; `config.data` says where the photos are.
+        decoder: of its logits; the probabilities are those of its adjusted logits.
         split: train, validation or test.
         share: of this host in each batch.
         mesh: the devices that share a batch.
@@ -52,7 +62,7 @@ def calibrate(
     """
 
     def measured(split: str, temperatures: Sequence[float]) -> dict[str, np.ndarray]:
-        measure = _make_measure(program, config, temperatures, mesh)
+        measure = _make_measure(program, config, decoder, temperatures, mesh)
         return split_pass.scores(
             lambda batch: measure(params, stats, sharding.to_devices(batch, mesh)), config, split, share
         )[2]["model"]
@@ -176,7 +186,7 @@ def _summary(sums: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _make_measure(
-    program: Program, config: Config, temperatures: Sequence[float], mesh: Mesh
+    program: Program, config: Config, decoder: Decoder, temperatures: Sequence[float], mesh: Mesh
 ) -> Callable[[Tree, Tree, Batch], tuple[Scores, Photos]]:
     """Builds the jitted function (params, stats, batch) -> ({"model": sums}, {}).
 
@@ -187,14 +197,14 @@ def _make_measure(
     def measure(params: Tree, stats: Tree, batch: Batch) -> tuple[Scores, Photos]:
         rgb = center_crop(jnp.asarray(batch["image"]), config.data.image_size).astype(jnp.float32) / 255
         lab = color.rgb_to_lab(rgb)
-        logits = program(params, stats, lab[..., :1], train=False)[0].color
+        predicted = program(params, stats, lab[..., :1], train=False)[0].color
         true = color.downsample(lab[..., 1:], factor=config.model.output_stride)
-        every = max(1, logits.shape[1] // _SIDE)
-        logits, true = (x[:, ::every, ::every].reshape(len(x), -1, x.shape[-1]) for x in (logits, true))
+        every = max(1, predicted.shape[1] // _SIDE)
+        predicted, true = (x[:, ::every, ::every].reshape(len(x), -1, x.shape[-1]) for x in (predicted, true))
+        logits = decoder.adjusted(predicted)
         nearest = color.nearest_bins(true, count=1, in_gamut=True)[0][0]
         hit = (jnp.argmax(logits, axis=-1) == nearest).astype(jnp.float32)
-        decoded = color.annealed_mean(logits, temperature=config.decode.temperature)
-        error = jnp.linalg.norm(decoded - true, axis=-1)
+        error = jnp.linalg.norm(decoder.ab(predicted) - true, axis=-1)
         weight = jnp.where(color.is_gray(lab[..., 1:]), 0.0, 1.0)[:, None]
 
         def binned(value: jax.Array, *sums: jax.Array) -> list[jax.Array]:

@@ -26,6 +26,7 @@ from colorjax.evaluation.judges import efficientnet, inception, lpips
 from colorjax.evaluation.judges.weights import Weights
 from colorjax.evaluation.measures import Photos, Scores, make_judge, make_measure
 from colorjax.evaluation.summary import summarize
+from colorjax.model.decode import make_decoder
 from colorjax.model.program import Program, Tree, build_program
 from colorjax.run import portable, sharding
 from colorjax.run.checkpoints import load_checkpoint
@@ -113,6 +114,8 @@ def evaluate(
             config.data.prior = ""  # the path was on another machine
     stage = "joint" if is_portable or latest_step(workdir, "joint") is not None else "pretrain"
     own, sweep = _temperatures(config, stage, temperature)
+    with config.unlocked():
+        config.decode.temperature = own
     if calibration and (stage != "joint" or config.model.head != "bins"):
         raise ValueError(
             f"--calibration is for models with color classes, unlike this one (stage {stage}, "
@@ -130,7 +133,7 @@ def evaluate(
 
     mesh = sharding.make_mesh()
     params, stats, weights = jax.device_put((*trees, judges), sharding.replicated(mesh))
-    measure_photos = make_measure(program, config, prior=prior, temperature=own, sweep=sweep, mesh=mesh)
+    measure_photos = make_measure(program, config, prior=prior, sweep=sweep, mesh=mesh)
     judge = make_judge(mesh)
 
     def measure(batch: data.Batch) -> tuple[Scores, Photos]:
@@ -163,13 +166,16 @@ def evaluate(
         "split": split,
         "photos": len(index),
         "temperature": own,
+        "unweighting": config.decode.unweighting,
+        "saturation": config.decode.saturation,
         "bootstrap": {"level": bootstrap.LEVEL, "resamples": bootstrap.RESAMPLES},
         "judges": {name: checksum(judges[name]) for name in judges},
         **summarize(scores, sweep),
         "left_out": left_out,
     }
     if calibration:
-        options = {"split": split, "share": share, "mesh": mesh}
+        assert prior is not None
+        options = {"decoder": make_decoder(config, prior.p), "split": split, "share": share, "mesh": mesh}
         record["calibration"] = calibrate(program, params, stats, config, **options)
     pictures: dict[str, np.ndarray] = {}
     if stage == "joint":

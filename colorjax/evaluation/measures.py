@@ -12,7 +12,7 @@ from colorjax.data import Batch, center_crop
 from colorjax.data.prior import Prior
 from colorjax.evaluation.judges import efficientnet, inception, lpips
 from colorjax.evaluation.judges.weights import Weights
-from colorjax.model.decode import compose_photo, decode_ab
+from colorjax.model.decode import compose_photo, make_decoder
 from colorjax.model.program import Program, Tree
 from colorjax.run import compilation, sharding
 from colorjax.run.config import Config
@@ -41,7 +41,6 @@ def make_measure(
     config: Config,
     *,
     prior: Prior | None,
-    temperature: float,
     sweep: tuple[float, ...],
     mesh: Mesh,
 ) -> Callable[[Tree, Tree, Batch], tuple[Scores, Photos]]:
@@ -64,9 +63,8 @@ def make_measure(
 
     Args:
         program: the model.
-        config: the run's configuration.
+        config: the run's configuration; the prior is annealed at its temperature too.
         prior: the run's prior; None for a Classifier.
-        temperature: annealing temperature of the model and the prior.
         sweep: further temperatures for the model.
         mesh: the devices that share a batch.
     """
@@ -75,6 +73,7 @@ def make_measure(
         mean_ab = jnp.asarray(prior.mean_ab, jnp.float32).reshape(1, 1, 1, 2)
         rarity = jnp.asarray(color.rarity_weights(prior.p))
         inverse = jnp.asarray(color.rarity_weights(prior.p, mix=0.0))
+        decoder = make_decoder(config, prior.p)
 
     def color_statistics(ab: jax.Array) -> dict[str, jax.Array]:
         mean = ab.mean(axis=(1, 2))
@@ -95,11 +94,11 @@ def make_measure(
         scores["model"]["finite"] &= jnp.isfinite(outputs.color).all(axis=(1, 2, 3))
 
         predictions = {
-            "model": decode_ab(outputs, temperature=temperature),
-            "prior": color.annealed_mean(log_prior, temperature=temperature).reshape(1, 1, 1, 2),
+            "model": decoder.ab(outputs.color),
+            "prior": color.annealed_mean(log_prior, temperature=decoder.temperature).reshape(1, 1, 1, 2),
             "mean color": mean_ab,
             "gray": jnp.zeros((1, 1, 1, 2)),
-        } | {at_temperature(t): decode_ab(outputs, temperature=t) for t in sweep}
+        } | {at_temperature(t): decoder.ab(outputs.color, temperature=t) for t in sweep}
         weights = inverse[color.nearest_bin(ab)]
 
         def score(predicted_ab: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:

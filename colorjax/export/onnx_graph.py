@@ -85,6 +85,7 @@ class _Graph:
         model.eval()
         self.model: Colorizer = model
         self.least_temperature = least_temperature
+        self.decoder = trained.decoder()
         self.names = {
             id(leaf): ".".join(str(part) for part in path)
             for path, leaf in nnx.iter_graph(self.model)
@@ -137,11 +138,13 @@ class _Graph:
         x = self.add("Transpose", self.colorization(model.colorization, x), perm=(0, 2, 3, 1))
         if model.regression:
             x = self.add("Sub", self.add("Sigmoid", x), self.floats(0.5))
-            self.add("Mul", x, self.floats(256.0), outputs="ab")
+            self.add("Mul", x, self.floats(256.0 * self.decoder.saturation), outputs="ab")
         else:
+            if self.decoder.adjustment.any():
+                x = self.add("Add", x, self.floats(*self.decoder.adjustment, shape=(color.NUM_BINS,)))
             divisor = self.add("Max", temperature, self.floats(self.least_temperature))
             shares = self.add("Softmax", self.add("Div", x, divisor), axis=-1)
-            bins = color.ab_bins()
+            bins = self.decoder.saturation * color.ab_bins()
             self.add("MatMul", shares, self.floats(*bins.ravel(), shape=bins.shape), outputs="ab")
         self.classification(model.classification, for_class)
 

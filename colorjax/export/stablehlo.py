@@ -22,14 +22,15 @@ def to_stablehlo(trained: Trained) -> bytes:
     """The colorizer as one program for CPU, CUDA and TPU, with its parameters inside: what `load_stablehlo` reads."""
     config: Any = ConfigDict(json.loads(trained.config.to_json()))
     config.model.dtype = "float32"  # and not what `auto` would choose for this machine's device
-    program = replace(trained, config=config).program()
+    program, decoder = replace(trained, config=config).program(), trained.decoder()
 
     def colorize(l: jax.Array, global_l: jax.Array, temperature: jax.Array) -> dict[str, jax.Array]:
         outputs, _ = program(trained.params, trained.stats, l, global_l=global_l, train=False)
         ab = outputs.color
         if ab.shape[-1] != 2:
-            ab = color.annealed_mean(ab / jnp.maximum(temperature, LEAST_TEMPERATURE), temperature=1.0)
-        return {"ab": ab, "class_logits": outputs.class_logits}
+            logits = decoder.adjusted(ab) / jnp.maximum(temperature, LEAST_TEMPERATURE)
+            ab = color.annealed_mean(logits, temperature=1.0)
+        return {"ab": decoder.saturation * ab, "class_logits": outputs.class_logits}
 
     least = _least_size(config) // 8
     b, h, w = jax_export.symbolic_shape("b, h, w", constraints=[f"h >= {least}", f"w >= {least}"])

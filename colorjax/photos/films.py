@@ -120,7 +120,7 @@ def color_frames(
             if guidance:
                 ab = ab + guidance(prediction)
             before = prediction.guide
-            colored.append(replace(prediction, color=smoother(ab, before)))
+            colored.append(replace(prediction, color=smoother(ab, before), saturation=1.0))
             number += 1
         yield colored
 

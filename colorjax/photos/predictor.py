@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from colorjax import color
+from colorjax.model.decode import Decoder
 from colorjax.model.program import Program, Tree
 from colorjax.photos import resample
 from colorjax.photos.candidates import find_tilts
@@ -39,12 +40,13 @@ class Prediction:
 
     Attributes:
         photo: the given photo, not a copy.
-        color: float32 [h, w, 313], logits of the ab bins, or [h, w, 2], ab (regression).
+        color: float32 [h, w, 313], the ab bins' logits, adjusted for decoding, or [h, w, 2], ab (regression).
         guide: float32 [h, w], the photo's L at the color's resolution.
         class_probabilities: float32 [classes], of what the global features network saw: of the style photo if there
             is one, and after the hint.
         class_names: of the classes, in the same order.
         temperature: of the annealed mean, by default, as configured.
+        saturation: factor on the decoded color, as configured.
         uncertainty_temperature: divides the logits for the uncertainty, as configured.
         points: the photo's color points, which only `render` uses.
         divergence: of a candidate, in nats; see `candidates.Tilt`. 0 is the network's own prediction.
@@ -56,6 +58,7 @@ class Prediction:
     class_probabilities: np.ndarray
     class_names: tuple[str, ...]
     temperature: float
+    saturation: float = 1.0
     uncertainty_temperature: float = 1.0
     points: tuple[Point, ...] = ()
     divergence: float = 0.0
@@ -90,11 +93,13 @@ class Prediction:
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}; it must be 0 (the likeliest color) or more")
         if self.color.shape[-1] == 2:
-            return self.color
+            ab = self.color
         # Decoding at 0 has its own program. All others share one, so that moving a slider does not compile.
-        return np.asarray(
-            _mode(self.color) if temperature == 0 else _mean(self.color, np.float32(max(temperature, 1e-4)))
-        )
+        elif temperature == 0:
+            ab = _mode(self.color)
+        else:
+            ab = _mean(self.color, np.float32(max(temperature, 1e-4)))
+        return np.float32(self.saturation) * np.asarray(ab)
 
     def candidates(self, k: int) -> list["Prediction"]:
         """Several plausible colorings of the photo, the likeliest, which is this one, first (photos/candidates.py).
@@ -127,7 +132,7 @@ class Prediction:
 
         Args:
             temperature: as in `ab`.
-            saturation: factor of the chroma that the network predicts; 0 is gray. Color points keep theirs.
+            saturation: factor of the predicted chroma, beside the configured one; 0 is gray. Color points keep theirs.
 
         Returns:
             [H, W, 3] of the photo's dtype, sRGB.
@@ -174,7 +179,8 @@ class Predictor:
 
         Raises:
             FileNotFoundError: if there is no such colorizer.
-            ValueError: if the size or the batch size is out of its range, or a file is damaged.
+            ValueError: if the size or the batch size is out of its range, or a file is damaged or lacks what decoding
+                needs.
         """
         if size is not None and (size % 8 or not 32 <= size <= MAX_SIZE):
             raise ValueError(f"size is {size}; it must be a multiple of 8 between 32 and {MAX_SIZE}")
@@ -189,7 +195,7 @@ class Predictor:
         self.batch_size = batch_size
         self._params, self._stats = jax.device_put((trained.params, trained.stats))
         self._forward = jax.jit(
-            functools.partial(_forward, trained.program(), self.config.model.output_stride),
+            functools.partial(_forward, trained.program(), trained.decoder(), self.config.model.output_stride),
             compiler_options=compilation.compiler_options(),
         )
 
@@ -336,15 +342,16 @@ class Predictor:
         if not all(np.isfinite(x[:count]).all() for x in (color, probabilities)):
             raise ValueError("the prediction is not finite (NaN or infinite): the colorizer's weights are damaged")
         decode = self.config.decode
-        temperatures = decode.temperature, decode.uncertainty_temperature
+        settings = decode.temperature, decode.saturation, decode.uncertainty_temperature
         return [
-            Prediction(photo, color[i], guide[i], probabilities[i], self.class_names, *temperatures)
+            Prediction(photo, color[i], guide[i], probabilities[i], self.class_names, *settings)
             for i, photo in enumerate(photos)
         ]
 
 
 def _forward(
     program: Program,
+    decoder: Decoder,
     stride: int,
     params: Tree,
     stats: Tree,
@@ -373,7 +380,7 @@ def _forward(
         # coarser than four pixels comes from the trained size.
         coarse = colors.shape[1] * stride // 4
         colors = sized + _resized(_resized(colors, coarse) - _resized(sized, coarse), sized.shape[1])
-    return colors, color.downsample(l, factor=stride)[..., 0], jax.nn.softmax(outputs.class_logits)
+    return decoder.adjusted(colors), color.downsample(l, factor=stride)[..., 0], jax.nn.softmax(outputs.class_logits)
 
 
 def _resized(maps: jax.Array, side: int) -> jax.Array:

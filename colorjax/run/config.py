@@ -19,6 +19,8 @@ ADDED_FIELDS = {
     "data.teacher": "",
     "model.norm_photos": 0,
     "loss.teacher_weight": 0.0,
+    "decode.unweighting": 0.0,
+    "decode.saturation": 1.0,
     "decode.uncertainty_temperature": 1.0,
     "pretrain.decay_steps": 0,
     "joint.decay_steps": 0,
@@ -54,6 +56,8 @@ _STAGE_RANGES = {
     "eval_photos": (0, math.inf),
     "save_every": (1, math.inf),
 }
+DECODING = ("decode.temperature", "decode.unweighting", "decode.saturation", "decode.uncertainty_temperature")
+
 # Field -> the least and the most of it, for the numbers that nothing else refuses before the first step.
 _RANGES = {
     "seed": (0, 2**31 - 1),
@@ -66,6 +70,8 @@ _RANGES = {
     "loss.class_weight": (0, math.inf),
     "loss.teacher_weight": (0, math.inf),
     "decode.temperature": (0, math.inf),
+    "decode.unweighting": (0, 1),
+    "decode.saturation": (0, math.inf),
     "decode.uncertainty_temperature": (1e-3, math.inf),
     **{f"{stage}.{field}": ends for stage in STAGES for field, ends in _STAGE_RANGES.items()},
 }

@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 from colorjax import atomic
 from colorjax.data.errors import one_line
 from colorjax.data.prior import Prior
+from colorjax.model.decode import Decoder, make_decoder
 from colorjax.model.program import Program, Tree, abstract_model, build_program
 from colorjax.run import portable
-from colorjax.run.config import Config, validate
+from colorjax.run.config import DECODING, Config, validate
 from colorjax.run.trees import flatten, require_same_shapes
 from colorjax.run.workdir import (
     checkpoint_dir,
@@ -58,6 +59,14 @@ class Trained:
     def program(self) -> Program:
         """The colorizer as a function of parameters and statistics."""
         return build_program(self.config, "joint", classes=len(self.class_names))
+
+    def decoder(self) -> Decoder:
+        """How ab is read from what the program predicts.
+
+        Raises:
+            ValueError: if the configuration asks for an unweighting, and there is no prior.
+        """
+        return make_decoder(self.config, None if self.prior is None else self.prior.p)
 
 
 def load_trained(path: str | Path) -> Trained:
@@ -171,7 +180,7 @@ def _model_shapes(folder: Path, config: Config, class_names: tuple[str, ...]) ->
     """The parameters and statistics, as shapes, of the model that a folder's configuration describes."""
     try:
         _, params, stats = abstract_model(config, "joint", classes=len(class_names))
-        validate(config, fields=["decode.temperature", "decode.uncertainty_temperature"])
+        validate(config, fields=DECODING)
     except Exception as error:  # a foreign configuration fails in ways of many types
         raise ValueError(f"{config_file(folder)} does not describe a colorizer ({one_line(error)})") from error
     return params, stats

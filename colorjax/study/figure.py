@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 
 from colorjax import atomic, color, data
 from colorjax.data.batches import EVAL_BATCH_SIZE, center_crop
-from colorjax.model.decode import decode_photo
 from colorjax.model.program import Tree
 from colorjax.run import compilation
 from colorjax.run.pictures import to_gray
@@ -27,7 +26,7 @@ _CAPTIONS = 160  # pixels, to the left of the photos
 def color_photos(run: Run) -> None:
     """Colors the figure's photos with a finished run, into its evaluation. They are evenly spaced in the test split."""
     trained = load_trained(run.workdir)
-    program = trained.program()
+    program, decoder = trained.program(), trained.decoder()
     size = data.dataset_info(trained.config.data).sizes["test"]
     wanted = np.unique(np.linspace(0, size - 1, _PHOTOS).round().astype(int))
     photos = []
@@ -41,7 +40,7 @@ def color_photos(run: Run) -> None:
     def predict(params: Tree, stats: Tree, rgb: jax.Array) -> jax.Array:
         l = color.rgb_to_lab(rgb)[..., :1]
         outputs, _ = program(params, stats, l, train=False)
-        return color.to_uint8(decode_photo(outputs, l, temperature=trained.config.decode.temperature))
+        return color.to_uint8(decoder.photo(outputs.color, l))
 
     predicted = jax.jit(predict, compiler_options=compilation.compiler_options())(
         trained.params, trained.stats, jnp.asarray(true)

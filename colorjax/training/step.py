@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from colorjax import color, metrics
 from colorjax.data import Batch, center_crop
 from colorjax.model.colorizer import Outputs
-from colorjax.model.decode import decode_photo
+from colorjax.model.decode import make_decoder
 from colorjax.model.program import TEACHER_HEAD, Program, Tree
 from colorjax.run import compilation, sharding
 from colorjax.run.checkpoints import TrainState, Unaveraged
@@ -155,6 +155,8 @@ def make_eval_step(
     and the colored photos, uint8 [B, image_size, image_size, 3].
     """
 
+    decoder = None if reference is None else make_decoder(config, np.asarray(reference.prior))
+
     def step(params: Tree, stats: Tree, batch: Batch) -> tuple[metrics.Totals, jax.Array | None]:
         rgb = center_crop(jnp.asarray(batch["image"]), config.data.image_size).astype(jnp.float32) / 255
         lab = color.rgb_to_lab(rgb)
@@ -164,7 +166,8 @@ def make_eval_step(
         _, logged = _loss(outputs, batch, targets, config, reference)
         if outputs.color is None:
             return logged, None
-        predicted = decode_photo(outputs, lab[..., :1], temperature=config.decode.temperature)
+        assert decoder is not None
+        predicted = decoder.photo(outputs.color, lab[..., :1])
         measures = {
             "psnr": metrics.psnr(predicted, rgb),
             "colorfulness": metrics.colorfulness(predicted),

@@ -44,6 +44,8 @@ def test_the_lowest_point_of_a_curve() -> None:
 @pytest.mark.slow
 def test_a_split_is_measured_as_in_a_loop(untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = load_trained(untrained)
+    with trained.config.unlocked():
+        trained.config.decode.update(unweighting=0.4, saturation=1.25)
     config, program = trained.config, trained.program()
     batch = next(data.eval_batches(config.data, "test", batch_size=4))
     batch["image"][1] = batch["image"][1].mean(axis=-1, keepdims=True)  # gray
@@ -59,7 +61,7 @@ def test_a_split_is_measured_as_in_a_loop(untrained: Path, monkeypatch: pytest.M
     monkeypatch.setattr(calibration, "_TEMPERATURES", (0.5, 1.0, 2.0))
     mesh = sharding.make_mesh()
     trees = trained.params, trained.stats
-    options: dict[str, Any] = {"split": "test", "share": Share(4, 0, 1), "mesh": mesh}
+    options: dict[str, Any] = {"decoder": trained.decoder(), "split": "test", "share": Share(4, 0, 1), "mesh": mesh}
     record = calibration.calibrate(program, *trees, config, **options)
     assert asked == ["validation", "test"]
 
@@ -69,7 +71,9 @@ def test_a_split_is_measured_as_in_a_loop(untrained: Path, monkeypatch: pytest.M
     logits = np.asarray(run(*trees, lab[..., :1].astype(np.float32)), np.float64).reshape(-1, 313)
     true = lab[..., 1:].reshape(2, 16, 2, 16, 2, 2).mean(axis=(2, 4)).reshape(-1, 2)
     nearest = np.square(true[:, None] - color.ab_bins()).sum(-1).argmin(-1)
-    decoded = scipy.special.softmax(logits / config.decode.temperature, axis=-1) @ color.ab_bins()
+    assert trained.prior is not None
+    logits -= 0.4 * np.log(color.rarity_weights(trained.prior.p))
+    decoded = 1.25 * scipy.special.softmax(logits / config.decode.temperature, axis=-1) @ color.ab_bins()
 
     def nll(temperature: float) -> float:
         return -scipy.special.log_softmax(logits / temperature, axis=-1)[range(len(nearest)), nearest].mean()

@@ -540,7 +540,7 @@ def test_a_regression_has_no_entropy_of_color(untrained: Path) -> None:
     model = nnx.eval_shape(lambda: Colorizer(config.model, classes=8, image_size=32, rngs=nnx.Rngs(0)))
     program, params, stats = Program.split(model)
     prior = Prior.load(untrained / "prior.npz")
-    step = measures.make_measure(program, config, prior=prior, temperature=0.38, sweep=(), mesh=mesh)
+    step = measures.make_measure(program, config, prior=prior, sweep=(), mesh=mesh)
     batch = next(data.eval_batches(config.data, "test", batch_size=2))
     scores, photos = jax.eval_shape(step, params, stats, batch)
     assert "color_ce" not in scores["model"]

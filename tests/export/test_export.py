@@ -43,7 +43,7 @@ def photographs(height: int, width: int) -> np.ndarray:
 
 def model(trained: Trained) -> Colorize:
     """The model itself, its color decoded here."""
-    program = trained.program()
+    program, decode = trained.program(), trained.config.decode
     compiled = jax.jit(
         lambda l, global_l: program(trained.params, trained.stats, l, global_l=global_l, train=False)[0],
         compiler_options={"xla_backend_optimization_level": 0},  # it runs once
@@ -53,10 +53,13 @@ def model(trained: Trained) -> Colorize:
         outputs = compiled(l, global_l)
         class_logits, ab = np.asarray(outputs.class_logits), np.asarray(outputs.color)
         if ab.shape[-1] == len(BINS):
-            scores = ab.astype(np.float64) / temperature
-            shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            scores = ab.astype(np.float64)
+            if decode.unweighting:
+                assert trained.prior is not None
+                scores -= decode.unweighting * np.log(color.rarity_weights(trained.prior.p))
+            shares = np.exp((scores - scores.max(axis=-1, keepdims=True)) / temperature)
             ab = shares / shares.sum(axis=-1, keepdims=True) @ BINS
-        return ab, class_logits
+        return decode.saturation * ab, class_logits
 
     return colorize
 
@@ -82,7 +85,10 @@ def assert_same(got: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, 
 
 @pytest.fixture(scope="module")
 def run(untrained: Path) -> Trained:
-    return load_trained(untrained)
+    trained = load_trained(untrained)
+    with trained.config.unlocked():
+        trained.config.decode.update(unweighting=0.4, saturation=1.25)
+    return trained
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +134,7 @@ def test_onnx_gives_what_the_model_gives(
     mode, class_logits = colorize(photographs(40, 96)[:1], photographs(32, 32)[:1], 0.0)
     assert mode.shape == (1, 20, 48, 2)
     assert np.abs(class_logits - expected[1][:1]).max() < 1e-3 * expected[1].std()
-    distance = np.abs(mode[..., None, :] - BINS).max(axis=-1).min(axis=-1)
+    distance = np.abs(mode[..., None, :] - 1.25 * BINS).max(axis=-1).min(axis=-1)
     assert np.mean(distance < 0.1) > 0.99
     properties = {entry.key: entry.value for entry in graph.metadata_props}
     assert properties["image_size"] == "32"
@@ -140,7 +146,7 @@ _PLAIN = {"model.patch_attention": False}
 _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "no_patch_attention, group norm": ("no_patch_attention", {"model.norm": "group"}),
     "pooled_output_attention": ("pooled_output_attention", _PLAIN),
-    "regression, no_fusion": ("regression", _PLAIN | {"model.fusion": False}),
+    "regression, no_fusion": ("regression", _PLAIN | {"model.fusion": False, "decode.saturation": 0.5}),
     "zhang2016_head": ("zhang2016_head", {}),
     "no_output_attention, group norm after the patch is gathered, maxima between": (
         "no_output_attention",
@@ -217,7 +223,7 @@ def test_the_hub_folder_says_what_was_measured_and_no_more(run: Trained, tmp_pat
     evaluation.mkdir(parents=True)
     record = {"stage": "joint", "step": 500, "split": "test", "photos": 2020, "rows": rows}
     sweep = {"0.25": {"psnr": 21.53125}, "1.0": {"psnr": 22.84375}}
-    record |= {"intervals": intervals, "temperature": 0.25, "sweep": sweep}
+    record |= {"intervals": intervals, "temperature": 0.25, "unweighting": 0.3, "saturation": 1.2, "sweep": sweep}
     (evaluation / "metrics.json").write_text(json.dumps(record))
     export(tmp_path / "run", tmp_path / "measured", format="hub")
     front, text = _card(tmp_path / "measured")
@@ -226,7 +232,7 @@ def test_the_hub_folder_says_what_was_measured_and_no_more(run: Trained, tmp_pat
     assert "2,020 photographs of the test split" in text
     assert "19.28" in text
     assert "21.44 to 21.62" in text
-    assert "decoded at temperature 0.25." in text
+    assert "decoded at temperature 0.25, with 30% of the rarity weights taken out of the logits and 1.2 times" in text
     assert "22.84" in text
 
     (evaluation / "metrics.json").write_text(json.dumps(record | {"step": 400}))

@@ -16,8 +16,7 @@ import skimage.color
 from PIL import Image
 
 from colorjax import color
-from colorjax.model.colorizer import Outputs
-from colorjax.model.decode import decode_photo
+from colorjax.model.decode import compose_photo
 from colorjax.model.program import build_program
 from colorjax.photos import films, pipeline
 from colorjax.photos.inputs import Job
@@ -58,7 +57,7 @@ def test_the_network_is_that_of_the_evaluation(untrained: Path, predictor: Predi
         np.testing.assert_allclose(prediction.ab(temperature=temperature), expected, atol=1e-2)
     # Smooth colors: there the guided and the bilinear picture are the same.
     flat = np.broadcast_to(np.array([5, 20], np.float32), (16, 16, 2))
-    smooth = decode_photo(Outputs(outputs.class_logits, jnp.asarray(flat[None])), lab[..., :1], temperature=1.0)[0]
+    smooth = compose_photo(lab[..., :1], jnp.asarray(flat[None]))[0]
     rendered = replace(prediction, color=flat).render()
     assert np.abs(rendered - 255 * np.asarray(smooth)).mean() < 1
 

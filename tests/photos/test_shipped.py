@@ -55,7 +55,7 @@ def test_the_folder_is_small_and_whole(trained: Trained) -> None:
 def test_the_card_has_the_checksum_and_the_temperature(trained: Trained, card: str) -> None:
     content = (FOLDER / "model.safetensors").read_bytes()
     assert f"| `model.safetensors` | {len(content):,} | `{hashlib.sha256(content).hexdigest()}` |" in card
-    assert f"decoded at temperature {trained.config.decode.temperature:g}." in card
+    assert f"decoded at temperature {trained.config.decode.temperature:g}" in card
     assert f"{trained.step:,} steps of" in card
     assert "It knows food; elsewhere it guesses." in card
     assert "2,020 photographs of the test split" in card
