@@ -27,7 +27,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 TABLES = ("patch_sum", "relation", "attention", "step", "input", "startup", "growth", "compile", "drift", "device")
 """Modules with a TITLE and a function `rows`; some add arguments of their own."""
 
-SCRIPTS = ("colors", "points", "films", "predict", "export", "ship", "gallery", "page", "terminal")
+SCRIPTS = ("colors", "points", "films", "predict", "export", "ship", "pieces", "gallery", "page", "terminal")
 """Modules with a function `run`, which prints and writes what it finds itself."""
 
 

@@ -28,7 +28,11 @@ _CHUNK = 16
 
 
 class PhotoSource:
-    """A `Source` over photo files."""
+    """A `Source` over photo files.
+
+    Attributes:
+        files: split -> its examples, undecoded.
+    """
 
     def __init__(
         self,
@@ -51,14 +55,14 @@ class PhotoSource:
         """
         self.info = info
         self.undecodable: list[str] = []
-        self._files = files
+        self.files = files
         self._read = read
         self._resolution = resolution
         self._shuffle_buffer = shuffle_buffer
         self._max_undecodable = max_undecodable
 
     def train(self, share: Share, *, seed: int, start_step: int) -> Iterator[Batch]:
-        files = self._files("train")
+        files = self.files("train")
         epoch, skip = divmod(start_step * share.batch_size, self.info.sizes["train"])
 
         def shuffle(epoch: tf.Tensor) -> Dataset:
@@ -79,7 +83,7 @@ class PhotoSource:
         padding = Dataset.from_tensors(
             {"file": tf.constant(b""), "label": tf.constant(0, tf.int64), "id": tf.constant(b"")}
         ).repeat(share.steps(size) * share.batch_size - size)
-        files = self._files(split).concatenate(padding)
+        files = self.files(split).concatenate(padding)
         return self._batches(files, share, split, size=-(-size // share.process_count))
 
     def _batches(self, files: Dataset, share: Share, split: str, *, size: int) -> Iterator[Batch]:
