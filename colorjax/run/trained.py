@@ -2,7 +2,8 @@
 
 A run's workdir holds Orbax checkpoints. A portable folder holds the colorizer alone, for any program to read:
 config.json (of a path on the machine that trained it, the last name alone), classes.json, prior.npz (the colors of its
-training photos, by which it is evaluated and decoded; absent if they were not counted) and the tensors (run/portable.py).
+training photos, by which it is evaluated and decoded; absent if they were not counted) and the tensors
+(run/portable.py).
 """
 
 import json
