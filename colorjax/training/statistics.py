@@ -10,23 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from colorjax import color, data
 from colorjax.model.program import Program, Tree
 from colorjax.run.trained import Trained
-from colorjax.training.augment import augment
 
 
 def training_statistics(trained: Trained, *, batches: int, data_dir: str | Path | None = None, seed: int = 1) -> Tree:
-    """A colorizer's statistics over augmented batches of its training photos.
+    """A colorizer's statistics over batches of its training photos, center-cropped as in evaluation.
+
+    They are not augmented: turning and scaling blurs a photo, and the statistics of blurred photos do not fit others
+    (docs/pilots.md; Touvron et al., *Fixing the train-test resolution discrepancy*, NeurIPS 2019, find the like).
 
     Args:
         trained: the colorizer.
         batches: number of batches, of `joint.batch_size` photos each.
         data_dir: where the photos are; None is the colorizer's own data.dir.
-        seed: of the photos' order and augmentation.
+        seed: of the photos' order.
 
     Raises:
         FileNotFoundError, ValueError: as `data.train_batches`.
@@ -36,13 +39,10 @@ def training_statistics(trained: Trained, *, batches: int, data_dir: str | Path 
     config.lock()
     size = config.data.image_size
     lightness = jax.jit(
-        lambda image, key: color.rgb_to_lab(augment(image, key, size=size, **config.augment)[0])[..., :1]
+        lambda image: color.rgb_to_lab(data.center_crop(image, size).astype(jnp.float32) / 255)[..., :1]
     )
     stream = data.train_batches(config.data, batch_size=config.joint.batch_size, seed=seed)
-    inputs = (
-        lightness(batch["image"], jax.random.fold_in(jax.random.key(seed), step))
-        for step, batch in enumerate(itertools.islice(stream, batches))
-    )
+    inputs = (lightness(batch["image"]) for batch in itertools.islice(stream, batches))
     return statistics_over(inputs, trained.program(), trained.params, trained.stats)
 
 

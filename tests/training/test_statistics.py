@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import skimage.color
 from flax import nnx
 
+from colorjax import data
 from colorjax.export.formats import export
 from colorjax.model.attention import SpectralLinear
 from colorjax.model.program import Program
@@ -69,6 +71,17 @@ def test_an_export_with_new_statistics_has_the_runs_weights(untrained: Path, tmp
     norm = first.stats["low_level"]["layers"]["0"]["norm"]
     assert not np.allclose(norm["mean"], before.stats["low_level"]["layers"]["0"]["norm"]["mean"])
     assert (norm["var"] > 0).all()
+    # The photos are seen as in evaluation: their middle, as it is.
+    config = before.config
+    size, stream = config.data.image_size, data.train_batches(config.data, batch_size=config.joint.batch_size, seed=1)
+    photos = [next(stream)["image"] for _ in range(2)]
+    middle = (photos[0].shape[1] - size) // 2
+    crops = [x[:, middle : middle + size, middle : middle + size] for x in photos]
+    l = [skimage.color.rgb2lab(crop)[..., :1].astype(np.float32) for crop in crops]
+    expected = statistics_over(map(jnp.asarray, l), before.program(), before.params, before.stats)
+    expected = expected["low_level"]["layers"]["0"]["norm"]
+    np.testing.assert_allclose(norm["mean"], expected["mean"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(norm["var"], expected["var"], rtol=1e-3)
 
 
 def test_a_card_is_not_written_for_statistics_that_were_not_evaluated(untrained: Path, tmp_path: Path) -> None:
