@@ -24,13 +24,14 @@ class Decoder:
     saturation: float
     adjustment: np.ndarray
 
-    def adjusted(self, predicted: jax.Array) -> jax.Array:
+    def adjusted(self, predicted: jax.Array | np.ndarray) -> jax.Array:
         """The logits by which colors are decoded, [..., 313]; the ab of a regression, [..., 2], is left as it is."""
+        predicted = jnp.asarray(predicted)
         if predicted.shape[-1] == 2:
             return predicted
         return predicted + jnp.broadcast_to(self.adjustment, predicted.shape)
 
-    def ab(self, predicted: jax.Array, *, temperature: float | None = None) -> jax.Array:
+    def ab(self, predicted: jax.Array | np.ndarray, *, temperature: float | None = None) -> jax.Array:
         """Decodes a Colorizer's color: logits [..., 313] or, of a regression, ab [..., 2] -> float32 [..., 2].
 
         Args:
@@ -38,11 +39,11 @@ class Decoder:
             temperature: another one than the decoder's; a regression ignores it.
         """
         if predicted.shape[-1] == 2:
-            return self.saturation * predicted
+            return self.saturation * jnp.asarray(predicted)
         temperature = self.temperature if temperature is None else temperature
         return self.saturation * color.annealed_mean(self.adjusted(predicted), temperature=temperature)
 
-    def photo(self, predicted: jax.Array, l: jax.Array) -> jax.Array:
+    def photo(self, predicted: jax.Array | np.ndarray, l: jax.Array) -> jax.Array:
         """The photo of a Colorizer's color and a lightness: `ab`, then `compose_photo`."""
         return compose_photo(l, self.ab(predicted))
 

@@ -15,7 +15,7 @@ from colorjax.data.batches import DatasetInfo
 from colorjax.data.packed import write_pack
 
 SIZES = {"train": 40, "validation": 3, "test": 5}
-OPTIONS = {"splits": tuple(SIZES), "resolution": 32, "train_fraction": 0.97}
+OPTIONS: dict[str, Any] = {"splits": tuple(SIZES), "resolution": 32, "train_fraction": 0.97}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def source() -> Any:
         (small.convert("L") if i % 5 == 0 else small).save(stream, "JPEG", quality=90)
         return stream.getvalue()
 
-    photos = {
+    photos: dict[str, Any] = {
         split: {
             "file": [jpeg(i) for i in range(size)],
             "label": np.arange(size) % 3,
@@ -49,7 +49,7 @@ def source() -> Any:
 def run(*arguments: Any) -> int:
     with pytest.raises(SystemExit) as exit:
         benchmarks.main(["pieces", *map(str, arguments)])
-    return exit.value.code or 0
+    return int(exit.value.code or 0)
 
 
 def test_pieces_become_the_same_pack(
