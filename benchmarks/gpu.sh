@@ -5,7 +5,8 @@
 #
 # PIECES  folder that `python -m benchmarks pieces` wrote
 # WORK    folder that stays on the machine: the pack and the run
-# OUT     folder to bring home: metrics, pictures, log, and at the end the weights with their model card
+# OUT     folder to bring home: log, metrics, and at the end the weights with their model card, as pieces of 12 MB:
+#         `cat OUT/weights.tar.* | tar x` joins them
 #
 # It trains for MINUTES (9, from the environment), saves and stops with status 143; the same command goes on.
 set -eu
@@ -22,6 +23,7 @@ for stage in pretrain joint; do
 done
 if [ "$status" = 0 ]; then
     # At full width the weights are too large for the package.
-    python -m benchmarks ship --checkpoint="$work/run" --data-dir="$work/pack" --out="$out/weights"
+    python -m benchmarks ship --checkpoint="$work/run" --data-dir="$work/pack" --out="$work/weights"
+    tar -C "$work" -c weights | split -b 12m - "$out/weights.tar."
 fi
 exit "$status"

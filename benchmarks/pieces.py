@@ -5,12 +5,13 @@
     python -m benchmarks pieces --join=PIECES --out=PACK    # there, once all pieces have come: a pack
 
 The photos stay the files that they are, a sixth of the pack's size, and must have the pack's resolution already. The
-pack is byte for byte what `colorjax data` writes.
+pack is byte for byte what `colorjax data` writes, if all photos decode.
 """
 
 import argparse
 import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from PIL import Image
 from colorjax import atomic, data
 from colorjax.cli import configuration
 from colorjax.cli.arguments import Parser, number
-from colorjax.cli.errors import UsageError
+from colorjax.cli.errors import UsageError, as_usage_error
 from colorjax.data.batches import SPLITS, DatasetInfo, RowSource
 from colorjax.data.packed import write_pack
+
+_DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -77,13 +80,13 @@ def join(pieces: Path, out: str) -> None:
     """Writes a pack of the pieces in a folder.
 
     Raises:
-        UsageError: if a piece is missing or a photo has another size.
+        UsageError: if a piece is missing or damaged, or a photo has another size.
     """
     files: dict[str, list[bytes]] = {name: [] for name in SPLITS}
     labels: dict[str, list[int]] = {name: [] for name in SPLITS}
     meta: dict[str, Any] = {}
     for path in sorted(pieces.glob("*.npz")):
-        with np.load(path) as piece:
+        with as_usage_error(*_DAMAGED, flag=str(path)), path.open("rb") as stream, np.load(stream) as piece:
             meta, name = json.loads(str(piece["meta"])), str(piece["split"])
             ends = np.cumsum(piece["lengths"])
             joined = piece["files"].tobytes()

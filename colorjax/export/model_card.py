@@ -191,11 +191,12 @@ def _evaluation(record: dict[str, Any] | None) -> str:
         f"{metrics_table(record)}"
     )
     if "temperature" in record:
-        text += (
-            f"\n\nThe colors are decoded at temperature {record['temperature']:g}, with "
-            f"{record.get('unweighting', 0):.0%} of the rarity weights taken out of the logits and "
-            f"{record.get('saturation', 1):g} times the chroma."
-        )
+        text += f"\n\nThe colors are decoded at temperature {record['temperature']:g}"
+        if unweighting := record.get("unweighting"):
+            text += f", {unweighting:.0%} of the rarity weights are taken out of the logits"
+        if (saturation := record.get("saturation", 1)) != 1:
+            text += f", and a and b are multiplied by {saturation:g}"
+        text += "."
     if "sweep" in record:
         text += f" The model at other temperatures:\n\n{sweep_table(record)}"
     return text

@@ -67,6 +67,13 @@ def test_pieces_become_the_same_pack(
     same, *others = filecmp.cmpfiles(tmp_path / "pack", tmp_path / "joined", names, shallow=False)
     assert (sorted(same), others) == (sorted(names), [[], []])
 
+    whole = pieces[1].read_bytes()
+    for damaged in (whole[:3000], whole[:3000] + bytes(100) + whole[3100:], b""):
+        pieces[1].write_bytes(damaged)
+        capsys.readouterr()
+        assert run(f"--join={tmp_path / 'pieces'}", f"--out={tmp_path / 'short'}") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {pieces[1]}: ")
     pieces[1].unlink()
     capsys.readouterr()
     assert run(f"--join={tmp_path / 'pieces'}", f"--out={tmp_path / 'short'}") == 2

@@ -232,7 +232,10 @@ def test_the_hub_folder_says_what_was_measured_and_no_more(run: Trained, tmp_pat
     assert "2,020 photographs of the test split" in text
     assert "19.28" in text
     assert "21.44 to 21.62" in text
-    assert "decoded at temperature 0.25, with 30% of the rarity weights taken out of the logits and 1.2 times" in text
+    assert (
+        "at temperature 0.25, 30% of the rarity weights are taken out of the logits, and a and b are multiplied by 1.2."
+        in text
+    )
     assert "22.84" in text
 
     (evaluation / "metrics.json").write_text(json.dumps(record | {"step": 400}))
